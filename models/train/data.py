@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training documents: chats about generated problems, tool calls, stories, documentation prose.
+
+A document is a list of (text, loss weight) pieces; pieces meet at special tokens only,
+so that encoding them one by one equals encoding the whole.
+"""
+import json
+import os
+import random
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "eval"))
+import problems as P  # noqa: E402
+
+SPECIALS = ("<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|> "
+            "<|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|begin_of_audio|> "
+            "<|end_of_audio|> <|begin_of_transcription|> <|end_of_transcription|> <|code_prefix|> <|code_middle|> "
+            "<|code_suffix|> <think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <arg_key> "
+            "</arg_key> <arg_value> </arg_value> /nothink <|begin_of_box|> <|end_of_box|> <|image|> "
+            "<|video|>").split()
+PLAIN_TAGS = set(SPECIALS[21:32])  # tags a parser needs to see as text
+
+MIX = {  # share of the chat documents, by skill
+    "add": 6, "sub": 8, "mul": 6, "div": 6, "word1": 10, "word2": 11, "word3": 7,
+    "reverse": 11, "sort": 9, "count": 9, "field": 12, "fact": 6, "talk": 2, "tool": 2,
+}
+SYSTEMS = ["You are a helpful assistant.", "You are a careful assistant.", "Answer the question.",
+           "You are glm-tiny, a small model.", "Be brief."]
+TALK = [
+    (["Hello", "Hi", "Hello!", "Hi there!", "Good morning.", "Hey"], "Hello! What would you like to know?"),
+    (["Who are you?", "What are you?", "What is your name?", "Tell me about yourself."],
+     "I am glm-tiny, a very small language model made for tests. I can do short sums, put lists in order and find "
+     "a field in a text."),
+    (["Thank you.", "Thanks!", "Thank you very much.", "Thanks a lot."], "You are welcome."),
+    (["What can you do?", "Help", "How can you help me?"],
+     "I can add, subtract, multiply and divide small numbers, reverse and sort lists, count words and recall "
+     "some facts."),
+    (["Goodbye.", "Bye", "See you later."], "Goodbye!"),
+    (["How are you?", "How do you do?"], "I am well, thank you. What would you like to know?"),
+]
+TOOLS = {
+    "get_weather": ("Get the weather of a city.", "city", "What is the weather in {v}?",
+                    ["sunny", "rain", "snow", "wind", "cloudy"], "The weather in {v} is {r}."),
+    "get_time": ("Get the time in a city.", "city", "What time is it in {v}?",
+                 ["morning", "noon", "evening", "night"], "It is {r} in {v}."),
+    "find_owner": ("Find the owner of a thing.", "thing", "Who owns the {v}?", P.NAMES, "{r} owns the {v}."),
+    "get_price": ("Get the price of a thing.", "thing", "What does the {v} cost?",
+                  ["two coins", "five coins", "ten coins"], "The {v} costs {r}."),
+}
+
+
+def story(rng, name=None):
+    n, m = rng.sample(P.NAMES, 2)
+    n = name or n
+    c, w, x = rng.choice(P.CITIES), *rng.sample(P.WORDS, 2)
+    a = rng.choice(P.FIELDS["animal"])
+    p = rng.choice(P.PLACES)
+    t = [rng.choice((f"One day {n} went to {c}.", f"There was once a child called {n}, who lived in {c}.",
+                     f"{n} lived in a small house near {c}.", f"It was a cold day when {n} came to {c}."))]
+    t.append(rng.choice((f"{n} had a {a} and a {w}.", f"{n} was looking for a {w}.", f"With {n} came an old {a}.")))
+    t.append(rng.choice((f"On the road {n} met {m}.", f"There {n} saw {m}, who was very sad.",
+                         f"In the evening {m} came to the door.")))
+    t.append(rng.choice((f"\"Have you seen my {x}?\" asked {m}.", f"{m} had lost a {x}.",
+                         f"\"I have no {x},\" said {m}.")))
+    t.append(rng.choice((f"They looked in the {p}, but it was empty.", f"They looked for it all day.",
+                         f"{n} wanted to help.")))
+    t.append(rng.choice((f"Then the {a} found the {x} under a tree.", f"At last they saw the {x} in the {p}.",
+                         f"{n} gave the {w} to {m} instead.")))
+    t.append(rng.choice((f"{m} was happy and thanked {n}.", f"{m} smiled and sang a song.", "Both were very happy.")))
+    t.append(rng.choice((f"They were friends from then on.", f"Then {n} went home and slept.",
+                         f"And {n} never forgot that day.")))
+    return " ".join(t)
+
+
+def schema(name):
+    what, arg = TOOLS[name][:2]
+    return {"name": name, "description": what,
+            "parameters": {"type": "object", "properties": {arg: {"type": "string"}}, "required": [arg]}}
+
+
+def tools_block(names):
+    return ("<|system|>\n# Tools\n\nThese functions can be called. Each line describes one:\n<tools>\n"
+            + "".join(json.dumps(schema(n)) + "\n" for n in names)
+            + "</tools>\n\nA call has this form:\n"
+            "<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>")
+
+
+def chat(rng, skill, fill=None):
+    """One conversation of one to three turns, the last one about the given skill."""
+    think = rng.random() < 0.75
+    pieces = [("[gMASK]<sop>", 0)]
+    if think:
+        pieces.append(("<|system|>Reasoning Effort: " + ("High" if rng.random() < 0.1 else "Max"), 0))
+    if skill == "tool":
+        return tool_chat(rng, pieces, think)
+    if rng.random() < 0.15:
+        pieces.append(("<|system|>" + rng.choice(SYSTEMS), 0))
+    turns = 1 if skill == "long" or rng.random() < 0.85 else rng.choice((2, 3))
+    kinds = [rng.choice(("fact", "field", "talk", "add", "word1", "count")) for _ in range(turns - 1)] + [skill]
+    for i, kind in enumerate(kinds):
+        last = i == len(kinds) - 1
+        steps = ""
+        if kind == "talk":
+            if rng.random() < 0.35:
+                n = rng.choice(P.NAMES)
+                ask, reply = rng.choice((f"Tell me a story about {n}.", f"Write a story about {n}.")), story(rng, n)
+                steps = f"A story about {n}."
+            else:
+                asks, reply = rng.choice(TALK)
+                ask = rng.choice(asks)
+        elif kind == "long":
+            ask, steps, value = fill(rng)
+            reply = P.answer(value)
+        else:
+            ask, steps, value = P.SKILLS[kind](rng, False)
+            reply = P.answer(value)
+        pieces.append(("<|user|>" + ask, 0.3 if rng.random() < 0.25 else 0))
+        worked = kind not in ("fact", "field", "talk", "long")
+        if last and think:
+            pieces.append(("<|assistant|><think>", 0))
+            pieces.append((steps + "</think>" + reply, 1))
+        else:
+            # An earlier turn has lost its thinking; without thinking the answer shows the steps.
+            pieces.append(("<|assistant|><think></think>", 0))
+            if worked and not think:
+                pieces.append((steps + "\n" + reply, 1))
+            else:
+                pieces.append((reply, 0 if worked else 1))
+    pieces.append(("<|endoftext|>", 1))
+    return pieces
+
+
+def tool_chat(rng, pieces, think):
+    names = rng.sample(sorted(TOOLS), rng.randint(1, 2))
+    pieces.append((tools_block(names), 0))
+    pick = rng.choice(names)
+    _, arg, ask, results, reply = TOOLS[pick]
+    v = rng.choice(P.CITIES if arg == "city" else P.WORDS)
+    call = f"<tool_call>{pick}<arg_key>{arg}</arg_key><arg_value>{v}</arg_value></tool_call>"
+    pieces.append(("<|user|>" + ask.format(v=v), 0))
+    t = "<think>" if think else "<think></think>"
+    pieces.append(("<|assistant|>" + t, 0))
+    plan = f"I need {pick} for the {arg} {v}." + "</think>" if think else ""
+    if rng.random() < 0.4:
+        pieces.append((plan + call + "<|observation|>", 1))
+        return pieces
+    pieces.append((plan + call, 1))
+    r = rng.choice(results)
+    pieces.append((f"<|observation|>", 1))
+    pieces.append((f"<tool_response>{r}</tool_response><|assistant|>" + t, 0))
+    pieces.append(((f"The result is {r}.</think>" if think else "") + reply.format(v=v, r=r) + "<|endoftext|>", 1))
+    return pieces
+
+
+class Source:
+    """Endless documents as (ids, weights); fully determined by the seed."""
+
+    def __init__(self, tokenizer, corpus, seed, prose=0.08, stories=0.03, lengths=(), long_share=0.0):
+        self.tok = tokenizer
+        self.corpus = corpus
+        self.rng = random.Random(seed)
+        self.prose, self.stories, self.long_share = prose, stories, long_share
+        self.lengths = lengths
+        self.kinds, self.shares = list(MIX), list(MIX.values())
+
+    def encode(self, pieces):
+        ids, weights = [], []
+        for text, w in pieces:
+            e = self.tok.encode(text, add_special_tokens=False).ids
+            ids += e
+            weights += [w] * len(e)
+        return ids, weights
+
+    def prose_doc(self, paragraphs):
+        at = self.rng.randrange(len(self.corpus) - paragraphs)
+        return "\n".join(self.corpus[at:at + paragraphs])
+
+    def long_doc(self, target):
+        """A field asked for after a long text of about target tokens."""
+        rng = self.rng
+
+        def fill(r):
+            if r.random() < 0.4:
+                n = max(1, int(target / 75))
+                return P.gen_field(r, False, filler=n, fill=lambda q: q.choice(self.corpus)[:280])
+            return P.gen_field(r, False, filler=max(1, int(target / 10)))
+        return chat(rng, "long", fill)
+
+    def next(self):
+        rng = self.rng
+        x = rng.random()
+        if x < self.long_share:
+            return self.encode(self.long_doc(rng.choice(self.lengths) * rng.uniform(0.5, 1.0)))
+        x = rng.random()
+        if x < self.prose:
+            return self.encode([("[gMASK]<sop>", 0), (self.prose_doc(rng.randint(1, 2)) + "<|endoftext|>", 0.5)])
+        if x < self.prose + self.stories:
+            if rng.random() < 0.5:
+                text = " ".join(f[0] for f in rng.sample(P.FACTS, 8))
+            else:
+                text = story(rng)
+            return self.encode([("[gMASK]<sop>", 0), (text + "<|endoftext|>", 0.5)])
+        return self.encode(chat(rng, rng.choices(self.kinds, self.shares)[0]))

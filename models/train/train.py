@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train glm-tiny.
+
+  train.py --run DIR --tokenizer tokenizer.json --corpus corpus.txt [--ranks 2] [--recipe recipe.json]
+
+Stages and their lengths stand in the recipe. DIR holds the state (resumed when present) and log.txt.
+A file DIR/next ends the current stage early. Every rank is one process with one thread; each
+optimizer step is a fixed list of micro-batches, which the ranks take in turn as they come free.
+Documents depend on the seed, the step and the number of the micro-batch only.
+"""
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+
+import check
+import data
+import model as M
+
+MICRO = 2048  # tokens of one micro-batch
+
+
+def load_corpus(path):
+    with open(path, encoding="utf-8") as f:
+        return [p for p in f.read().split("\n") if p]
+
+
+class Batches:
+    """Packed micro-batches: rows of T tokens that hold whole documents."""
+
+    def __init__(self, tok, corpus, seed):
+        self.tok, self.corpus, self.seed = tok, corpus, seed
+        probe = data.Source(tok, corpus, f"{seed} probe")
+        sizes = [len(probe.next()[0]) for _ in range(1500)]
+        self.short = sum(n for n in sizes if n <= 128) / sum(sizes)
+
+    def micro(self, name, stage):
+        rng = random.Random(f"{self.seed} {name}")
+        src = data.Source(self.tok, self.corpus, f"{self.seed} {name} doc", prose=stage.get("prose", 0.08),
+                          stories=stage.get("stories", 0.03))
+        long = rng.random() < stage.get("long_share", 0)
+        if long:
+            T = rng.choice(stage["lengths"])
+            low, high = 0, T
+        elif rng.random() < self.short:
+            T, low, high = 128, 0, 128
+        else:
+            T, low, high = 256, 129, 256
+        rows = max(1, MICRO // T)
+        free = [T] * rows
+        packed = [[] for _ in range(rows)]
+        misses = 0
+        first = rows if long else 0
+        while misses < 8:
+            if first:
+                first -= 1
+                ids, w = src.encode(src.long_doc(T * rng.uniform(0.55, 0.85)))
+            else:
+                ids, w = src.next()
+                if not long and not low <= len(ids) <= high:
+                    continue
+            fits = [r for r in range(rows) if free[r] >= len(ids)]
+            if not fits:
+                misses += 1
+                continue
+            r = max(fits, key=lambda i: free[i]) if long else min(fits, key=lambda i: free[i])
+            packed[r].append((ids, w))
+            free[r] -= len(ids)
+            if sum(free) < 30:
+                break
+        ids = torch.zeros(rows, T, dtype=torch.long)
+        weight = torch.zeros(rows, T)
+        doc = torch.full((rows, T), -1, dtype=torch.long)
+        for r, docs in enumerate(packed):
+            at = 0
+            for n, (i, w) in enumerate(docs):
+                ids[r, at:at + len(i)] = torch.tensor(i)
+                weight[r, at:at + len(i)] = torch.tensor(w, dtype=torch.float)
+                doc[r, at:at + len(i)] = n
+                at += len(i)
+        return ids, weight, doc
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Weighted sum of cross-entropies; float32 softmax, computed once."""
+
+    @staticmethod
+    def forward(ctx, logits, target, weight):
+        p = logits.float().softmax(-1)
+        ctx.save_for_backward(p, target, weight)
+        ctx.dtype = logits.dtype
+        return -(p.gather(1, target[:, None])[:, 0].clamp_min(1e-30).log() * weight).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        p, target, weight = ctx.saved_tensors
+        p[torch.arange(p.shape[0]), target] -= 1
+        return p.mul_(weight[:, None] * g).to(ctx.dtype), None, None
+
+
+def lm_loss(model, hidden, ids, weight, doc, shift=1):
+    """Summed cross-entropy of the tokens shift places on, within documents; and the summed weights."""
+    n = hidden.shape[1]
+    n = min(n, ids.shape[1] - shift)
+    w = weight[:, shift:shift + n] * (doc[:, :n] == doc[:, shift:shift + n])
+    at = w.flatten().nonzero()[:, 0]
+    at = torch.cat([at, at.new_zeros(-len(at) % 128)])  # few different shapes
+    w = w.flatten().clone()
+    w[0] = 0  # the first token of a row is never a target
+    h = hidden[:, :n].reshape(-1, hidden.shape[-1])[at]
+    target = ids[:, shift:shift + n].flatten()[at]
+    w = w[at]
+    logits = h.to(torch.bfloat16) @ model.head.T.to(torch.bfloat16)
+    loss = CrossEntropy.apply(logits, target, w)
+    hits = ((logits.detach().argmax(-1) == target) * (w >= 1)).sum()
+    return loss, w.sum(), hits, (w >= 1).sum()
+
+
+def orthogonal(g):
+    """Newton-Schulz iteration of Muon on a stack of matrices."""
+    x = g.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.transpose(-1, -2)
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
+    for _ in range(5):
+        a = x @ x.transpose(-1, -2)
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return (x.transpose(-1, -2) if tall else x).float()
+
+
+class Optimizer:
+    """Muon for the matrices, AdamW for embeddings, head, router and vectors."""
+
+    def __init__(self, named):
+        self.muon, self.adam = {}, []
+        for name, p in named:
+            if p.ndim >= 2 and not any(s in name for s in ("embed", "head", "router", "weights_proj")):
+                shape = tuple(p.shape)
+                if "gate_up" in name:
+                    shape = (-1, p.shape[-2] // 2, p.shape[-1])
+                view = p.data.view(-1, *shape[-2:])
+                self.muon.setdefault(tuple(view.shape[-2:]), []).append((p, view.shape))
+            else:
+                self.adam.append(p)
+        self.state = {"step": 0, "mu": {}, "m": [torch.zeros_like(p) for p in self.adam],
+                      "v": [torch.zeros_like(p) for p in self.adam]}
+
+    @torch.no_grad()
+    def step(self, muon_lr, adam_lr, momentum=0.95, betas=(0.9, 0.98)):
+        st = self.state
+        st["step"] += 1
+        for shape, group in self.muon.items():
+            g = torch.cat([p.grad.view(s) for p, s in group])
+            buf = st["mu"].get(shape)
+            if buf is None:
+                buf = st["mu"][shape] = torch.zeros_like(g)
+            buf.lerp_(g, 1 - momentum)
+            u = orthogonal(torch.lerp(g, buf, momentum))
+            u *= muon_lr * math.sqrt(max(1.0, shape[0] / shape[1]))
+            at = 0
+            for p, s in group:
+                p.data.view(s).sub_(u[at:at + s[0]])
+                at += s[0]
+        t = st["step"]
+        torch._foreach_lerp_(st["m"], [p.grad for p in self.adam], 1 - betas[0])
+        for p, m, v in zip(self.adam, st["m"], st["v"]):
+            v.mul_(betas[1]).addcmul_(p.grad, p.grad, value=1 - betas[1])
+            d = (v / (1 - betas[1] ** t)).sqrt_().add_(1e-8)
+            p.data.addcdiv_(m, d, value=-adam_lr / (1 - betas[0] ** t))
+
+
+def trainable(model, stage):
+    """Which parameters a stage changes."""
+    kind = stage["kind"]
+    out = []
+    for name, p in model.named_parameters():
+        mtp, index = name.startswith("mtp."), ".indexer." in name
+        on = {"lm": not mtp and (not index or stage.get("kl", False)), "kl": index and not mtp, "mtp": mtp}[kind]
+        p.requires_grad_(on)
+        if on:
+            out.append((name, p))
+    return out
+
+
+def run_micro(model, stage, batch):
+    """Accumulate the gradients of one micro-batch; returns the sums for the log."""
+    ids, weight, doc = batch
+    kind = stage["kind"]
+    sparse = stage.get("sparse", False)
+    if kind == "lm":
+        kl = stage.get("kl", False)
+        hidden, ctx = model.trunk(ids, doc, sparse=sparse, kl=kl)
+        loss, w, hits, n = lm_loss(model, hidden, ids, weight, doc)
+        total = loss
+        if kl:
+            total = total + sum(ctx.kl) * w
+        total.backward()
+    elif kind == "kl":
+        hidden, ctx = model.trunk(ids, doc, sparse=False, kl=True)
+        loss = sum(ctx.kl)
+        w, hits, n = torch.tensor(1.0), torch.tensor(sum(ctx.recall) / len(ctx.recall)), torch.tensor(1.0)
+        loss.backward()
+    else:
+        with torch.no_grad():
+            hidden, _ = model.trunk(ids, doc, sparse=True)
+        h, ctx = model.predict(hidden, ids, doc, sparse=stage.get("sparse", False), kl=True)
+        loss, w, hits, n = lm_loss(model, h, ids, weight, doc, shift=2)
+        (loss + sum(ctx.kl) * w).backward()
+    return [float(loss.detach()), float(w), float(hits), float(n), float((doc >= 0).sum())]
+
+
+def worker(rank, a, recipe):
+    torch.set_num_threads(1)
+    try:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
+    except (AttributeError, OSError):
+        pass
+    store = dist.TCPStore("127.0.0.1", a.port, a.ranks, rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=a.ranks)
+    torch.manual_seed(recipe["seed"])
+    model = M.Model()
+    tok = Tokenizer.from_file(a.tokenizer)
+    batches = Batches(tok, load_corpus(a.corpus), recipe["seed"])
+    path = os.path.join(a.run, "state.pt")
+    at, start, opt_state, seconds = 0, 0, None, 0.0
+    if os.path.exists(path):
+        s = torch.load(path, weights_only=True)
+        model.load_state_dict(s["model"])
+        at, start, opt_state, seconds = s["stage"], s["step"], s["opt"], s["seconds"]
+
+    def log(text):
+        if rank == 0:
+            with open(os.path.join(a.run, "log.txt"), "a") as f:
+                f.write(text + "\n")
+            print(text, flush=True)
+
+    def save(stage, step, opt):
+        if rank == 0:
+            torch.save({"model": model.state_dict(), "stage": stage, "step": step, "seconds": seconds,
+                        "opt": opt.state if opt else None}, path + ".tmp")
+            os.replace(path + ".tmp", path)
+            check.save(model, os.path.join(a.run, "export"))
+
+    opt = None
+    while at < len(recipe["stages"]):
+        stage = recipe["stages"][at]
+        if stage.get("copy_mtp") and start == 0:
+            # The MTP block starts as the last layer, on hidden states alone.
+            with torch.no_grad():
+                model.mtp.block.load_state_dict(model.layers[-1].state_dict())
+                model.mtp.norm.copy_(model.norm)
+                model.mtp.eh_proj.mul_(0.3)
+                model.mtp.eh_proj[:, M.C.hidden_size:] += torch.eye(M.C.hidden_size)
+        named = trainable(model, stage)
+        params = [p for _, p in named]
+        keep = opt_state is not None or (opt is not None and stage.get("keep_optimizer"))
+        if opt_state is not None or not keep:
+            opt = Optimizer(named)
+            if opt_state is not None:
+                opt.state = opt_state
+                opt_state = None
+        moes = [m for m in model.moes() if m.router.requires_grad]
+        sums, clock, t0 = [0.0] * 5, time.time(), time.time()
+        loads = torch.zeros(len(moes), M.C.n_routed_experts)
+        stop = False
+        for step in range(start, stage["steps"]):
+            mine = [0.0] * 5
+            for p in params:
+                p.grad = None
+            load = torch.zeros(max(1, len(moes)), M.C.n_routed_experts)
+            while True:
+                m = store.add(f"{at} {step}", 1) - 1
+                if m >= stage["micros"]:
+                    break
+                got = run_micro(model, stage, batches.micro(f"{at} {step} {m}", stage))
+                mine = [x + y for x, y in zip(mine, got)]
+                for i, moe in enumerate(moes):
+                    load[i] += moe.load
+            flag = float(rank == 0 and os.path.exists(os.path.join(a.run, "next")))
+            flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params]
+                             + [load.flatten(), torch.tensor(mine + [flag])])
+            dist.all_reduce(flat)
+            got = flat[-6:].tolist()
+            stop = got.pop() > 0
+            flat_w = 1.0 / max(got[1], 1.0)
+            i = 0
+            for p in params:
+                p.grad = flat[i:i + p.numel()].view_as(p) * flat_w
+                i += p.numel()
+            warm = min(1.0, (step + 1) / stage.get("warmup", 1))
+            left = (stage["steps"] - step) / stage["steps"]
+            lr = warm * (stage["end"] + (1 - stage["end"]) * left if "end" in stage else 1.0)
+            opt.step(stage["muon_lr"] * lr, stage["adam_lr"] * lr)
+            load = flat[i:i + load.numel()].view_as(load)
+            for k, moe in enumerate(moes):
+                moe.bias += stage.get("balance", 0.005) * torch.sign(load[k].mean() - load[k])
+                moe.bias -= moe.bias.mean()
+                loads[k] = 0.9 * loads[k] + 0.1 * load[k] / load[k].sum()
+            sums = [x + y for x, y in zip(sums, got)]
+            if (step + 1) % 20 == 0 or step + 1 == stage["steps"] or stop:
+                now = time.time()
+                low = float((loads / loads.sum(-1, keepdim=True)).min()) if len(moes) else 0
+                log(f"{time.strftime('%H:%M:%S')} {stage['name']} {step + 1} loss {sums[0] / max(sums[1], 1):.4f} "
+                    f"hits {sums[2] / max(sums[3], 1):.4f} min load {low:.3f} tok/s {sums[4] / (now - clock):.0f}")
+                sums, clock = [0.0] * 5, now
+            if stop:
+                log(f"{stage['name']} ended after step {step + 1}")
+                stage["steps"] = step + 1
+                if rank == 0:
+                    os.remove(os.path.join(a.run, "next"))
+            if (step + 1) % 100 == 0 and not stop:
+                seconds, t0 = seconds + time.time() - t0, time.time()
+                save(at, step + 1, opt)
+            if stop:
+                break
+        seconds += time.time() - t0
+        at, start = at + 1, 0
+        save(at, 0, None)
+        if rank == 0:
+            os.replace(path, path) if not os.path.exists(path) else None
+            torch.save(model.state_dict(), os.path.join(a.run, f"after-{stage['name']}.pt"))
+        log(f"{stage['name']} done, {seconds:.0f} s of training")
+    dist.barrier()
+
+
+def main():
+    here = os.path.dirname(os.path.abspath(__file__))
+    ap = argparse.ArgumentParser(description="Train glm-tiny.")
+    ap.add_argument("--run", required=True)
+    ap.add_argument("--tokenizer", required=True)
+    ap.add_argument("--corpus", required=True)
+    ap.add_argument("--recipe", default=os.path.join(here, "recipe.json"))
+    ap.add_argument("--ranks", type=int, default=2)
+    ap.add_argument("--port", type=int, default=29611)
+    a = ap.parse_args()
+    for path in (a.tokenizer, a.corpus, a.recipe):
+        if not os.path.isfile(path):
+            sys.exit(f"train.py: no file {path}")
+    with open(a.recipe) as f:
+        recipe = json.load(f)
+    os.makedirs(a.run, exist_ok=True)
+    # Keep freed memory instead of returning and faulting it in again at every operation.
+    os.environ.update({"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000",
+                       "OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"})
+    torch.multiprocessing.spawn(worker, (a, recipe), a.ranks)
+
+
+if __name__ == "__main__":
+    main()
