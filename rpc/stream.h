@@ -65,7 +65,8 @@ typedef enum td_stream_event_type {
     TD_EV_OPEN,   /* caller: timeout_us (> 0), credit (0 = default), user. out.stream = new id; the
                      first send is CALL */
     TD_EV_SEND,   /* callee: stream, bytes; batched = 1: account it, but the message travels in a
-                   * BATCH that is sent by   TD_EV_BATCH: no frame comes out, out.sequence is the item's
+                   * BATCH that is sent by   TD_EV_BATCH: no frame comes out, out.sequence is the
+                   * item's
                    */
     TD_EV_BATCH,  /* the BATCH itself: one frame on stream 0 */
     TD_EV_FINISH, /* callee: stream, code. Ends and forgets the stream. After an abort the code sent
@@ -78,7 +79,7 @@ typedef enum td_stream_event_type {
     TD_EV_TICK, /* lag_us = own loop lag. At td_streams_next_us() or before: deadlines, PING, death
                    by silence */
     TD_EV_GOAWAY, /* we drain: timeout_ms; new calls of the peer are answered UNAVAILABLE. 0: the
-                     session ends */
+                   * session ends, outgoing calls get code (0 = UNAVAILABLE) */
     TD_EV_LOST,   /* the transport lost the peer: code (td_code of the outgoing calls' STATUS, 0 =
                      UNAVAILABLE) */
     TD_EV_MORE    /* go on with what did not fit */
