@@ -432,7 +432,7 @@ def problems(per_skill, seed, test=True, long=True):
             out.append({"id": f"{skill}-{len(seen)}", "skill": skill, "question": q, "answer": str(a),
                         "max_tokens": 160})
     if long:
-        for filler, label in ((12, "long128"), (25, "long256"), (51, "long512"), (102, "long1024"), (190, "long1900")):
+        for filler, label in ((12, "long128"), (25, "long256"), (51, "long512"), (102, "long1024"), (245, "long1900")):
             rng = random.Random(f"{seed} {label} {test}")
             for i in range(20):
                 q, _, a = gen_field(rng, test, filler=filler, where=(i % 5) * 0.2)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 import data
 import model as M
-import problems as P
+from data import P
 
 
 def main():
