@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "router/router.h"
+
+int main(int argc, char **argv)
+{
+    return td_router_main(argc - 1, argv + 1);
+}
