@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/strbuf.h"
+#include "base/banned.h"
+
+static td_log_level log_level = TD_LOG_INFO;
+static td_log_format log_format = TD_LOG_TEXT;
+static const char *log_role = "tandem";
+
+void td_log_init(td_log_level level, td_log_format format, const char *role)
+{
+    log_level = level;
+    log_format = format;
+    log_role = role;
+}
+
+static const struct {
+    const char *name;
+    td_log_level level;
+} levels[] = {{"error", TD_LOG_ERROR}, {"warn", TD_LOG_WARN}, {"info", TD_LOG_INFO}, {"debug", TD_LOG_DEBUG}};
+
+int td_log_level_parse(const char *text, td_log_level *ret_level)
+{
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
+        if (strcmp(levels[i].name, text) == 0) {
+            *ret_level = levels[i].level;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+static const char *level_name(td_log_level level)
+{
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
+        if (levels[i].level == level)
+            return levels[i].name;
+    return "info";
+}
+
+int td_log_enabled(td_log_level level)
+{
+    return level <= log_level;
+}
+
+/* key=value key2="two words" -> ,"key":"value","key2":"two words" */
+static void add_json_pairs(td_strbuf *b, const char *s)
+{
+    while (*s) {
+        while (*s == ' ')
+            s++;
+        const char *eq = strchr(s, '=');
+        if (!eq)
+            break;
+        const char *v = eq + 1, *end;
+        int quoted = *v == '"';
+        if (quoted)
+            v++;
+        end = quoted ? strchr(v, '"') : strchr(v, ' ');
+        if (!end)
+            end = v + strlen(v);
+        td_strbuf_adds(b, ",\"");
+        td_strbuf_add_json(b, s, (size_t)(eq - s));
+        td_strbuf_adds(b, "\":\"");
+        td_strbuf_add_json(b, v, (size_t)(end - v));
+        td_strbuf_addc(b, '"');
+        s = quoted && *end ? end + 1 : end;
+    }
+}
+
+static void add_time(td_strbuf *b)
+{
+    struct timespec t;
+    struct tm tm;
+    char text[32];
+    clock_gettime(CLOCK_REALTIME, &t);
+    gmtime_r(&t.tv_sec, &tm);
+    strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
+    td_strbuf_addf(b, "%s.%03ldZ", text, t.tv_nsec / 1000000);
+}
+
+void td_log(td_log_level level, const char *event, const char *fmt, ...)
+{
+    if (!td_log_enabled(level))
+        return;
+    char pairs[2048];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(pairs, sizeof pairs, fmt, ap);
+    va_end(ap);
+    for (char *p = pairs; *p; p++) /* one record is one line */
+        if ((unsigned char)*p < 0x20)
+            *p = ' ';
+    td_strbuf b;
+    td_strbuf_init(&b);
+    if (log_format == TD_LOG_JSON) {
+        td_strbuf_adds(&b, "{\"time\":\"");
+        add_time(&b);
+        td_strbuf_addf(&b, "\",\"level\":\"%s\",\"role\":\"%s\",\"event\":\"%s\"", level_name(level), log_role, event);
+        add_json_pairs(&b, pairs);
+        td_strbuf_adds(&b, "}\n");
+    } else {
+        td_strbuf_addf(&b, "<%d>", (int)level);
+        add_time(&b);
+        td_strbuf_addf(&b, " %s %s event=%s%s%s\n", level_name(level), log_role, event, *pairs ? " " : "", pairs);
+    }
+    (void)!write(STDERR_FILENO, b.data, b.len);
+    td_strbuf_done(&b);
+}
