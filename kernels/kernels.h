@@ -194,7 +194,9 @@ typedef struct td_backend_options {
     uint32_t n_threads; /* >= 1, the caller included */
     const int *cores; /* NULL = do not pin; else n_cores entries, thread i on cores[i % n_cores] */
     uint32_t n_cores;
-    uint32_t max_rows, max_context, max_heads; /* capacities for scratch */
+    /* Capacities for scratch: rows of a step, positions, heads of an op, elements of a KV or index
+     * row, and the reduced width of a GEMM with a_round. */
+    uint32_t max_rows, max_context, max_heads, max_row_elems, max_round_k;
 } td_backend_options;
 
 typedef struct td_backend {
@@ -243,7 +245,7 @@ typedef struct td_backend {
     void (*logits)(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
                    float *logits);
     /* rows[i] draws from its logits; kernels/sample.h. */
-    void (*sample)(td_queue *q, const struct td_sample_row *rows, uint32_t n);
+    void (*sample)(td_queue *q, struct td_sample_row *rows, uint32_t n);
 } td_backend;
 
 /* Floats of td_moe.act for n_rows rows. */

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "kernels/profile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bug.h"
+#include "base/hash.h"
+#include "base/strbuf.h"
+#include "kernels/kplan.h"
+
+#include "base/banned.h"
+
+/* A kernel that changes bits raises its op's revision here (numerics, rule 11). */
+static const struct rev {
+    const char *op;
+    int rev;
+} revs[] = {
+    {"add_norm", 1},  {"attend_gqa", 1},   {"attend_mla", 1},    {"embed", 1},  {"gemm", 1},
+    {"gqa_write", 1}, {"index_select", 1}, {"index_write", 1},   {"logits", 1}, {"math", 1},
+    {"mla_write", 1}, {"moe", 1},          {"reduce_slices", 1}, {"route", 1},  {"sample", 1},
+};
+
+static const struct dtype_row {
+    const char *name;
+    size_t bytes;
+} dtypes[TD_DTYPES] = {[TD_F32] = {"f32", 4},
+                       [TD_BF16] = {"bf16", 2},
+                       [TD_F16] = {"f16", 2},
+                       [TD_U8] = {"u8", 1},
+                       [TD_F8E4M3] = {"f8e4m3", 1}};
+
+const char *td_dtype_name(td_dtype t)
+{
+    return (unsigned)t < TD_DTYPES ? dtypes[t].name : "?";
+}
+
+size_t td_dtype_bytes(td_dtype t)
+{
+    TD_BUG_ON((unsigned)t >= TD_DTYPES);
+    return dtypes[t].bytes;
+}
+
+const td_backend *td_backend_get(const char *isa)
+{
+    return !isa || strcmp(isa, "auto") == 0 || strcmp(isa, "ref") == 0 ? &td_backend_ref : NULL;
+}
+
+char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
+{
+    td_strbuf b;
+    td_strbuf_init(&b);
+    td_strbuf_addf(&b, "act=%s\nbackend=%s\nep=1\nindex=%s\nisa=%s\n", td_dtype_name(spec->act),
+                   spec->backend->name, td_dtype_name(spec->index), spec->backend->isa);
+    td_strbuf_addf(&b,
+                   "kplan.attn_split=%d\nkplan.attn_tile=%d\nkplan.gemm_block=%d\nkplan.norm_lanes="
+                   "%d\nkplan.slices=%d\n",
+                   TD_KPLAN_ATTN_SPLIT, TD_KPLAN_ATTN_TILE, TD_KPLAN_GEMM_BLOCK,
+                   TD_KPLAN_NORM_LANES, TD_KPLAN_SLICES_MAX);
+    td_strbuf_addf(&b, "kv=%s\n", td_dtype_name(spec->kv));
+    for (size_t i = 0; i < TD_ARRAY_LEN(revs); i++)
+        td_strbuf_addf(&b, "rev.%s=%d\n", revs[i].op, revs[i].rev);
+    td_strbuf_addf(&b, "weights.block=%s\nweights.head=%s\n", spec->weights, spec->head);
+    size_t len;
+    char *text = td_strbuf_take(&b, &len);
+    if (text) {
+        td_hash h;
+        td_hash_init(&h, NULL, 0, 16);
+        td_hash_add(&h, text, len);
+        td_hash_final(&h, ret_id);
+    }
+    return text;
+}

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention (numerics, rule 5): an ordered list of positions in tiles of 64 ranks; tiles merge left
+ * to right with the running max, splits of 8 tiles merge left to right. One kernel for MLA
+ * (absorbed; the value is the latent part of the key row) and GQA (tile row = key | value of one KV
+ * head). */
+#include <math.h>
+
+#include "kernels/math.h"
+#include "kernels/ref/ref.h"
+
+#include "base/banned.h"
+
+enum { TILE = TD_KPLAN_ATTN_TILE, SPLIT = TD_KPLAN_ATTN_TILE * TD_KPLAN_ATTN_SPLIT };
+
+typedef struct attend_job {
+    td_queue *q;
+    const td_step *s;
+    td_dtype kv;
+    uint64_t layer_offset;
+    size_t row_bytes;
+    uint32_t key_dims, value_dims, value_at; /* within a tile row of tile_dims */
+    uint32_t tile_dims;
+    float scale;
+    uint32_t n_groups, group_heads,
+        n_heads; /* an item: one row, one group of heads that share tile rows */
+    const uint32_t *selected, *n_selected;
+    uint32_t topk;
+    const td_attend_mla *mla; /* one of the two */
+    const td_attend_gqa *gqa;
+} attend_job;
+
+/* Running state of one head: max, sum, un-normalised output. */
+typedef struct head_state {
+    float m, l;
+    float *o;
+} head_state;
+
+static void load_tile(const attend_job *j, uint32_t t, uint32_t group, uint32_t rank, uint32_t n,
+                      float *tile)
+{
+    const uint32_t *sel = j->selected ? j->selected + (size_t)t * j->topk : NULL;
+    size_t size = td_dtype_bytes(j->kv);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t *row =
+            ref_kv_row(j->s, t, sel ? sel[rank + i] : rank + i, j->layer_offset, j->row_bytes);
+        float *dst = tile + (size_t)i * j->tile_dims;
+        if (j->mla) {
+            ref_load(dst, row, j->tile_dims, j->kv);
+            continue;
+        }
+        uint32_t dims = j->key_dims;
+        ref_load(dst, row + (size_t)group * dims * size, dims, j->kv);
+        ref_load(dst + dims, row + (size_t)(j->n_groups + group) * dims * size, dims, j->kv);
+    }
+}
+
+/* o[d] = o[d] * alpha + sum over ranks of p[r] * value[r][d], ranks in order. */
+static void add_values(const attend_job *j, float alpha, const float *p, const float *tile,
+                       uint32_t n, float *o)
+{
+    const float *v = tile + j->value_at;
+    uint32_t d = 0;
+    for (; d + LANES <= j->value_dims; d += LANES) {
+        v4 acc[4];
+        memcpy(acc, o + d, sizeof acc);
+        for (int i = 0; i < 4; i++)
+            acc[i] = acc[i] * alpha;
+        for (uint32_t r = 0; r < n; r++) {
+            v4 x[4], w = {p[r], p[r], p[r], p[r]};
+            memcpy(x, v + (size_t)r * j->tile_dims + d, sizeof x);
+            for (int i = 0; i < 4; i++)
+                acc[i] = acc[i] + w * x[i];
+        }
+        memcpy(o + d, acc, sizeof acc);
+    }
+    for (; d < j->value_dims; d++) {
+        float acc = o[d] * alpha;
+        for (uint32_t r = 0; r < n; r++)
+            acc += p[r] * v[(size_t)r * j->tile_dims + d];
+        o[d] = acc;
+    }
+}
+
+static void add_tile(const attend_job *j, const float *q, const float *tile, uint32_t n,
+                     head_state *h)
+{
+    float p[TILE], max = h->m;
+    for (uint32_t r = 0; r < n; r++) {
+        p[r] = ref_dot(q, tile + (size_t)r * j->tile_dims, j->key_dims) * j->scale;
+        max = p[r] > max ? p[r] : max;
+    }
+    for (uint32_t r = 0; r < n; r++)
+        p[r] -= max;
+    td_exp_n(p, p, n);
+    float alpha = td_exp(h->m - max);
+    h->l = h->l * alpha + ref_sum(p, n);
+    h->m = max;
+    add_values(j, alpha, p, tile, n, h->o);
+}
+
+static void merge(head_state *a, const head_state *b, uint32_t dims)
+{
+    float max = a->m > b->m ? a->m : b->m, x = td_exp(a->m - max), y = td_exp(b->m - max);
+    a->m = max;
+    a->l = a->l * x + b->l * y;
+    for (uint32_t d = 0; d < dims; d++)
+        a->o[d] = a->o[d] * x + b->o[d] * y;
+}
+
+static void reset(head_state *h, uint32_t dims)
+{
+    h->m = -INFINITY;
+    h->l = 0.0f;
+    memset(h->o, 0, dims * sizeof *h->o);
+}
+
+static void load_query(const attend_job *j, uint32_t t, uint32_t head, float *q)
+{
+    if (j->gqa) {
+        memcpy(q, j->gqa->q + ((size_t)t * j->n_heads + head) * j->key_dims,
+               j->key_dims * sizeof *q);
+        return;
+    }
+    const td_attend_mla *a = j->mla;
+    size_t row = (size_t)t * j->n_heads + head;
+    memcpy(q, a->q_lat + row * a->latent, a->latent * sizeof *q);
+    memcpy(q + a->latent, a->q + row * (a->nope + a->rope_dims) + a->nope,
+           a->rope_dims * sizeof *q);
+}
+
+static void store_output(const attend_job *j, uint32_t t, uint32_t head, const head_state *h)
+{
+    float *out =
+        (j->mla ? j->mla->o_lat : j->gqa->o) + ((size_t)t * j->n_heads + head) * j->value_dims;
+    td_dtype round = j->mla ? TD_F32 : j->q->o.act;
+    for (uint32_t d = 0; d < j->value_dims; d++)
+        out[d] = ref_round(round, h->o[d] / h->l);
+}
+
+static void attend_item(void *arg, uint32_t item, uint32_t thread)
+{
+    const attend_job *j = arg;
+    uint32_t t = item / j->n_groups, group = item % j->n_groups, hg = j->group_heads;
+    uint32_t h0 = group * hg;
+    if (h0 + hg > j->n_heads)
+        hg = j->n_heads - h0;
+    uint32_t n = j->selected ? j->n_selected[t] : j->s->positions[t] + 1;
+    float *tile = ref_scratch(j->q, thread), *q = tile + (size_t)TILE * j->tile_dims;
+    float *total = q + (size_t)hg * j->key_dims, *part = total + (size_t)hg * j->value_dims;
+    head_state sum, cur;
+    float ml[4]; /* one head's m and l, total and split: heads are walked inside a split */
+    for (uint32_t h = 0; h < hg; h++)
+        load_query(j, t, h0 + h, q + (size_t)h * j->key_dims);
+    float *state = part + (size_t)hg * j->value_dims; /* [hg][4] */
+    for (uint32_t s0 = 0; s0 < n; s0 += SPLIT) {
+        uint32_t s1 = s0 + SPLIT < n ? s0 + SPLIT : n;
+        for (uint32_t r0 = s0; r0 < s1; r0 += TILE) {
+            uint32_t len = s1 - r0 < TILE ? s1 - r0 : TILE;
+            load_tile(j, t, group, r0, len, tile);
+            for (uint32_t h = 0; h < hg; h++) {
+                float *m = state + (size_t)h * 4;
+                cur = (head_state){m[2], m[3], part + (size_t)h * j->value_dims};
+                if (r0 == s0)
+                    reset(&cur, j->value_dims);
+                add_tile(j, q + (size_t)h * j->key_dims, tile, len, &cur);
+                m[2] = cur.m;
+                m[3] = cur.l;
+            }
+        }
+        for (uint32_t h = 0; h < hg; h++) {
+            float *m = state + (size_t)h * 4;
+            memcpy(ml, m, sizeof ml);
+            sum = (head_state){ml[0], ml[1], total + (size_t)h * j->value_dims};
+            cur = (head_state){ml[2], ml[3], part + (size_t)h * j->value_dims};
+            if (s0 == 0) {
+                sum.m = cur.m;
+                sum.l = cur.l;
+                memcpy(sum.o, cur.o, j->value_dims * sizeof *sum.o);
+            } else {
+                merge(&sum, &cur, j->value_dims);
+            }
+            m[0] = sum.m;
+            m[1] = sum.l;
+        }
+    }
+    for (uint32_t h = 0; h < hg; h++) {
+        float *m = state + (size_t)h * 4;
+        sum = (head_state){m[0], m[1], total + (size_t)h * j->value_dims};
+        store_output(j, t, h0 + h, &sum);
+    }
+}
+
+void ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
+{
+    uint32_t row = a->latent + a->rope_dims;
+    attend_job j = {
+        .q = q, .s = s, .kv = a->kv, .layer_offset = a->layer_offset, .scale = a->scale, .mla = a};
+    j.row_bytes = row * td_dtype_bytes(a->kv);
+    j.key_dims = j.tile_dims = row;
+    j.value_dims = a->latent;
+    j.n_heads = a->n_heads;
+    /* launch plan: few rows are spread over threads by heads, many rows by rows */
+    uint32_t groups = s->n_rows >= q->o.n_threads ? 1 : q->o.n_threads;
+    j.group_heads = (a->n_heads + groups - 1) / groups;
+    j.n_groups = (a->n_heads + j.group_heads - 1) / j.group_heads;
+    j.selected = a->selected;
+    j.n_selected = a->n_selected;
+    j.topk = a->topk;
+    td_pool_run(q->pool, attend_item, &j, s->n_rows * j.n_groups);
+}
+
+void ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
+{
+    attend_job j = {
+        .q = q, .s = s, .kv = a->kv, .layer_offset = a->layer_offset, .scale = a->scale, .gqa = a};
+    j.row_bytes = 2ul * a->n_kv_heads * a->dims * td_dtype_bytes(a->kv);
+    j.key_dims = j.value_dims = j.value_at = a->dims;
+    j.tile_dims = 2 * a->dims;
+    j.n_heads = a->n_heads;
+    j.n_groups = a->n_kv_heads;
+    j.group_heads = a->n_heads / a->n_kv_heads;
+    td_pool_run(q->pool, attend_item, &j, s->n_rows * j.n_groups);
+}
+
+typedef struct write_job {
+    td_queue *q;
+    const td_step *s;
+    const td_mla_write *mla;
+    const td_gqa_write *gqa;
+} write_job;
+
+static void mla_write_item(void *arg, uint32_t t, uint32_t thread)
+{
+    const write_job *j = arg;
+    const td_mla_write *a = j->mla;
+    uint32_t row = a->latent + a->rope.dims, width = a->nope + a->rope.dims;
+    const float *cos = j->s->rope_cos + (size_t)t * (a->rope.dims / 2);
+    const float *sin = j->s->rope_sin + (size_t)t * (a->rope.dims / 2);
+    const float *src = a->kv_a + (size_t)t * row;
+    float *buf = ref_scratch(j->q, thread);
+    ref_rmsnorm(src, a->norm->data, a->eps, a->latent, buf);
+    memcpy(buf + a->latent, src + a->latent, a->rope.dims * sizeof *buf);
+    ref_rope(buf + a->latent, a->rope, cos, sin);
+    ref_store(ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row * td_dtype_bytes(a->kv)),
+              buf, row, a->kv);
+    for (uint32_t h = 0; h < a->n_heads; h++)
+        ref_rope(a->q + ((size_t)t * a->n_heads + h) * width + a->nope, a->rope, cos, sin);
+}
+
+void ref_mla_write(td_queue *q, const td_step *s, const td_mla_write *a)
+{
+    write_job j = {.q = q, .s = s, .mla = a};
+    td_pool_run(q->pool, mla_write_item, &j, s->n_rows);
+}
+
+static void gqa_write_item(void *arg, uint32_t t, uint32_t thread)
+{
+    const write_job *j = arg;
+    const td_gqa_write *a = j->gqa;
+    uint32_t dims = a->dims, kv = a->n_kv_heads;
+    size_t size = td_dtype_bytes(a->kv), row_bytes = 2ul * kv * dims * size;
+    const float *cos = j->s->rope_cos + (size_t)t * (a->rope.dims / 2);
+    const float *sin = j->s->rope_sin + (size_t)t * (a->rope.dims / 2);
+    uint8_t *row = ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row_bytes);
+    float *buf = ref_scratch(j->q, thread);
+    for (uint32_t h = 0; h < kv; h++) {
+        memcpy(buf, a->k + ((size_t)t * kv + h) * dims, dims * sizeof *buf);
+        if (a->k_norm)
+            ref_rmsnorm(buf, a->k_norm->data, a->eps, dims, buf);
+        ref_rope(buf, a->rope, cos, sin);
+        ref_store(row + (size_t)h * dims * size, buf, dims, a->kv);
+    }
+    ref_store(row + (size_t)kv * dims * size, a->v + (size_t)t * kv * dims, kv * dims, a->kv);
+    for (uint32_t h = 0; h < a->n_heads; h++) {
+        float *q = a->q + ((size_t)t * a->n_heads + h) * dims;
+        if (a->q_norm)
+            ref_rmsnorm(q, a->q_norm->data, a->eps, dims, q);
+        ref_rope(q, a->rope, cos, sin);
+    }
+}
+
+void ref_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a)
+{
+    write_job j = {.q = q, .s = s, .gqa = a};
+    td_pool_run(q->pool, gqa_write_item, &j, s->n_rows);
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Life of the reference backend: queue, memory, weights, the table. */
+#include "kernels/ref/ref.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/bug.h"
+#include "kernels/sample.h"
+
+#include "base/banned.h"
+
+static void *zeroed(size_t bytes)
+{
+    size_t n = (bytes + 63) / 64 * 64;
+    void *p = aligned_alloc(64, n ? n : 64);
+    if (p)
+        memset(p, 0, n ? n : 64);
+    return p;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static void ref_close(td_queue *q)
+{
+    if (!q)
+        return;
+    td_pool_close(q->pool);
+    free(q->thread_scratch);
+    free(q->scores);
+    free(q);
+}
+
+/* Attention: a tile of rows, 64 weights, and per head a query and two accumulators. */
+static size_t thread_floats(const td_backend_options *o)
+{
+    size_t attend = (size_t)TD_KPLAN_ATTN_TILE * (o->max_row_elems + 1) +
+                    (size_t)o->max_heads * (3ul * o->max_row_elems + 4);
+    size_t n = max_size(attend, 2ul * o->max_round_k);
+    return (n + 63) / 16 * 16;
+}
+
+static int ref_open(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err)
+{
+    td_queue *q = zeroed(sizeof *q);
+    if (!q)
+        return td_err_set(reterr_err, -ENOMEM, "out of memory for the kernel queue");
+    q->o = *options;
+    q->thread_floats = thread_floats(options);
+    q->score_floats = max_size(options->max_context, 1u << 18);
+    q->thread_scratch = zeroed(options->n_threads * q->thread_floats * sizeof(float));
+    q->scores = zeroed(q->score_floats * sizeof(float));
+    int r = q->thread_scratch && q->scores
+                ? td_pool_open(options->n_threads, options->cores, options->n_cores, &q->pool)
+                : -ENOMEM;
+    if (r < 0) {
+        ref_close(q);
+        return td_err_set(reterr_err, r, "kernel threads: %s; lower --threads or free memory",
+                          td_errno_text(r));
+    }
+    *ret_queue = q;
+    return 0;
+}
+
+static int ref_finish(td_queue *q)
+{
+    return atomic_exchange(&q->error, 0);
+}
+
+static void *ref_mem_alloc(td_queue *q, size_t bytes)
+{
+    return zeroed(bytes);
+}
+
+static void ref_mem_free(td_queue *q, void *p)
+{
+    free(p);
+}
+
+static void ref_copy(td_queue *q, void *dst, const void *src, size_t bytes)
+{
+    memcpy(dst, src, bytes);
+}
+
+float ref_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023u;
+    if (e == 0) {
+        float f = (float)m * 5.9604644775390625e-8f; /* 2^-24 */
+        return sign ? -f : f;
+    }
+    uint32_t u = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static float element(const td_weight_src *s, size_t at)
+{
+    uint16_t h;
+    float f;
+    if (s->dtype == TD_F32) {
+        memcpy(&f, (const char *)s->base + at * 4, 4);
+        return f;
+    }
+    memcpy(&h, (const char *)s->base + at * 2, 2);
+    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : ref_f16_to_f32(h);
+}
+
+static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floats)
+{
+    td_tensor *w = zeroed(sizeof *w);
+    if (!w)
+        return NULL;
+    *w = (td_tensor){.slabs = slabs, .n = n, .k = k, .n_panels = (n + LANES - 1) / LANES};
+    w->bytes = floats * sizeof(float);
+    w->data = zeroed(w->bytes);
+    if (!w->data) {
+        free(w);
+        return NULL;
+    }
+    return w;
+}
+
+static int ref_weight_new(uint32_t n_slabs, uint32_t n, uint32_t k, td_tensor **ret_w)
+{
+    size_t panels = (n + LANES - 1) / LANES, floats;
+    if (__builtin_mul_overflow(panels * LANES * n_slabs, (size_t)k, &floats) ||
+        floats > SIZE_MAX / 8)
+        return -ENOMEM;
+    td_tensor *w = tensor_new(n_slabs, n, k, floats);
+    if (!w)
+        return -ENOMEM;
+    *ret_w = w;
+    return 0;
+}
+
+static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
+                            const td_weight_src *src)
+{
+    TD_BUG_ON(slab >= w->slabs || n0 + n_rows > w->n || src->dtype > TD_F16);
+    for (uint32_t n = n0; n < n0 + n_rows; n++) {
+        float *dst = w->data + ((size_t)slab * w->n_panels + n / LANES) * w->k * LANES + n % LANES;
+        size_t at = slab * src->slab_stride + (n - n0) * src->n_stride;
+        for (uint32_t k = 0; k < w->k; k++)
+            dst[(size_t)k * LANES] = element(src, at + k * src->k_stride);
+    }
+}
+
+static int ref_vector_new(uint32_t n, const td_weight_src *src, td_tensor **ret_w)
+{
+    td_tensor *w = tensor_new(1, n, 0, n);
+    if (!w)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        w->data[i] = element(src, i * src->n_stride);
+    *ret_w = w;
+    return 0;
+}
+
+static void ref_weight_free(td_tensor *w)
+{
+    if (!w)
+        return;
+    free(w->data);
+    free(w);
+}
+
+static uint64_t ref_weight_bytes(const td_tensor *w)
+{
+    return w->bytes;
+}
+
+static void sample_item(void *arg, uint32_t item, uint32_t thread)
+{
+    td_sample_draw((struct td_sample_row *)arg + item);
+}
+
+void ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n)
+{
+    td_pool_run(q->pool, sample_item, rows, n);
+}
+
+const td_backend td_backend_ref = {
+    .name = "cpu",
+    .isa = "ref",
+    .open = ref_open,
+    .close = ref_close,
+    .finish = ref_finish,
+    .mem_alloc = ref_mem_alloc,
+    .mem_free = ref_mem_free,
+    .copy = ref_copy,
+    .weight_new = ref_weight_new,
+    .weight_fill = ref_weight_fill,
+    .vector_new = ref_vector_new,
+    .weight_free = ref_weight_free,
+    .weight_bytes = ref_weight_bytes,
+    .embed = ref_embed,
+    .add_norm = ref_add_norm,
+    .gemm = ref_gemm,
+    .mla_write = ref_mla_write,
+    .index_write = ref_index_write,
+    .index_select = ref_index_select,
+    .attend_mla = ref_attend_mla,
+    .gqa_write = ref_gqa_write,
+    .attend_gqa = ref_attend_gqa,
+    .route = ref_route,
+    .moe = ref_moe,
+    .reduce_slices = ref_reduce_slices,
+    .logits = ref_logits,
+    .sample = ref_sample,
+};
