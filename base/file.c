@@ -29,14 +29,16 @@ static int open_regular(const char *path, int flags, size_t *ret_len, td_err *re
     return fd;
 }
 
-int td_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *ret_len, td_err *reterr_err)
+int td_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *ret_len,
+                 td_err *reterr_err)
 {
     size_t len = 0, got = 0;
     TD_AUTO_CLOSE int fd = open_regular(path, 0, &len, reterr_err);
     if (fd < 0)
         return fd;
     if (len > max_bytes)
-        return td_err_set(reterr_err, -EFBIG, "%s: %zu bytes; at most %zu are read", path, len, max_bytes);
+        return td_err_set(reterr_err, -EFBIG, "%s: %zu bytes; at most %zu are read", path, len,
+                          max_bytes);
     TD_AUTO_FREE char *data = malloc(len + 1);
     if (!data)
         return td_err_set(reterr_err, -ENOMEM, "%s: out of memory", path);

@@ -29,7 +29,8 @@ static int add_file(td_hash *h, const char *dir, const char *name, int required,
     return 0;
 }
 
-int td_identity_read(const char *dir, uint8_t ret_config[32], uint8_t ret_tokenizer[32], td_err *reterr_err)
+int td_identity_read(const char *dir, uint8_t ret_config[32], uint8_t ret_tokenizer[32],
+                     td_err *reterr_err)
 {
     static const struct {
         const char *name;

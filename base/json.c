@@ -29,7 +29,8 @@ static size_t skip_string(const char *t, size_t n, size_t at)
 
 static int is_scalar_byte(char c)
 {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '+' || c == '.';
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' ||
+           c == '+' || c == '.';
 }
 
 static int scan_text(scan *s, const char *t, size_t n, td_err *reterr_err)
@@ -39,7 +40,8 @@ static int scan_text(scan *s, const char *t, size_t n, td_err *reterr_err)
         if (c == '{' || c == '[') {
             s->nodes++;
             if (++s->depth > s->max_depth)
-                return td_err_set(reterr_err, -E2BIG, "nested deeper than %zu levels", s->max_depth);
+                return td_err_set(reterr_err, -E2BIG, "nested deeper than %zu levels",
+                                  s->max_depth);
             at++;
         } else if (c == '}' || c == ']') {
             if (s->depth-- == 0)
@@ -55,7 +57,8 @@ static int scan_text(scan *s, const char *t, size_t n, td_err *reterr_err)
         } else if (c == ' ' || c == '\n' || c == '\r' || c == '\t' || c == ',' || c == ':') {
             at++;
         } else {
-            return td_err_set(reterr_err, -EINVAL, "unexpected byte 0x%02x at byte %zu", (unsigned char)c, at);
+            return td_err_set(reterr_err, -EINVAL, "unexpected byte 0x%02x at byte %zu",
+                              (unsigned char)c, at);
         }
         if (s->nodes > s->max_nodes)
             return td_err_set(reterr_err, -E2BIG, "more than %zu values", s->max_nodes);
@@ -75,8 +78,8 @@ int td_json_scan(const char *text, size_t n, const td_json_limits *limits, td_er
     return scan_text(&s, text, n, reterr_err);
 }
 
-int td_json_parse(const char *text, size_t n, const td_json_limits *limits, const char *what, json_t **ret_root,
-                  td_err *reterr_err)
+int td_json_parse(const char *text, size_t n, const td_json_limits *limits, const char *what,
+                  json_t **ret_root, td_err *reterr_err)
 {
     int r = td_json_scan(text, n, limits, reterr_err);
     if (r < 0) {
@@ -86,16 +89,19 @@ int td_json_parse(const char *text, size_t n, const td_json_limits *limits, cons
     json_error_t e;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
     if (!root)
-        return td_err_set(reterr_err, -EINVAL, "%s: line %d column %d: %s", what, e.line, e.column, e.text);
+        return td_err_set(reterr_err, -EINVAL, "%s: line %d column %d: %s", what, e.line, e.column,
+                          e.text);
     *ret_root = root;
     return 0;
 }
 
-int td_json_load(const char *path, const td_json_limits *limits, json_t **ret_root, td_err *reterr_err)
+int td_json_load(const char *path, const td_json_limits *limits, json_t **ret_root,
+                 td_err *reterr_err)
 {
     TD_AUTO_FREE char *text = NULL;
     size_t n = 0;
-    int r = td_file_read(path, limits && limits->max_bytes ? limits->max_bytes : BYTES_DEFAULT, &text, &n, reterr_err);
+    int r = td_file_read(path, limits && limits->max_bytes ? limits->max_bytes : BYTES_DEFAULT,
+                         &text, &n, reterr_err);
     return r < 0 ? r : td_json_parse(text, n, limits, path, ret_root, reterr_err);
 }
 
@@ -105,34 +111,36 @@ static json_t *present(const json_t *o, const char *key)
     return json_is_null(v) ? NULL : v;
 }
 
-int td_json_get_int(const json_t *o, const char *what, const char *key, int64_t min, int64_t max, int64_t *ret_v,
-                    td_err *reterr_err)
+int td_json_get_int(const json_t *o, const char *what, const char *key, int64_t min, int64_t max,
+                    int64_t *ret_v, td_err *reterr_err)
 {
     const json_t *v = present(o, key);
     if (!v)
         return 0;
     int64_t x = json_integer_value(v);
     if (!json_is_integer(v) || x < min || x > max)
-        return td_err_set(reterr_err, -EINVAL, "%s: %s must be an integer between %lld and %lld", what, key, (long long)min,
-                          (long long)max);
+        return td_err_set(reterr_err, -EINVAL, "%s: %s must be an integer between %lld and %lld",
+                          what, key, (long long)min, (long long)max);
     *ret_v = x;
     return 1;
 }
 
-int td_json_get_num(const json_t *o, const char *what, const char *key, double min, double max, double *ret_v,
-                    td_err *reterr_err)
+int td_json_get_num(const json_t *o, const char *what, const char *key, double min, double max,
+                    double *ret_v, td_err *reterr_err)
 {
     const json_t *v = present(o, key);
     if (!v)
         return 0;
     double x = json_number_value(v);
     if (!json_is_number(v) || !(x >= min && x <= max))
-        return td_err_set(reterr_err, -EINVAL, "%s: %s must be a number between %g and %g", what, key, min, max);
+        return td_err_set(reterr_err, -EINVAL, "%s: %s must be a number between %g and %g", what,
+                          key, min, max);
     *ret_v = x;
     return 1;
 }
 
-int td_json_get_bool(const json_t *o, const char *what, const char *key, int *ret_v, td_err *reterr_err)
+int td_json_get_bool(const json_t *o, const char *what, const char *key, int *ret_v,
+                     td_err *reterr_err)
 {
     const json_t *v = present(o, key);
     if (!v)
@@ -143,7 +151,8 @@ int td_json_get_bool(const json_t *o, const char *what, const char *key, int *re
     return 1;
 }
 
-int td_json_get_str(const json_t *o, const char *what, const char *key, const char **ret_v, td_err *reterr_err)
+int td_json_get_str(const json_t *o, const char *what, const char *key, const char **ret_v,
+                    td_err *reterr_err)
 {
     const json_t *v = present(o, key);
     if (!v)

@@ -25,7 +25,8 @@ void td_log_init(td_log_level level, td_log_format format, const char *role)
 static const struct {
     const char *name;
     td_log_level level;
-} levels[] = {{"error", TD_LOG_ERROR}, {"warn", TD_LOG_WARN}, {"info", TD_LOG_INFO}, {"debug", TD_LOG_DEBUG}};
+} levels[] = {
+    {"error", TD_LOG_ERROR}, {"warn", TD_LOG_WARN}, {"info", TD_LOG_INFO}, {"debug", TD_LOG_DEBUG}};
 
 int td_log_level_parse(const char *text, td_log_level *ret_level)
 {
@@ -103,13 +104,15 @@ void td_log(td_log_level level, const char *event, const char *fmt, ...)
     if (log_format == TD_LOG_JSON) {
         td_strbuf_adds(&b, "{\"time\":\"");
         add_time(&b);
-        td_strbuf_addf(&b, "\",\"level\":\"%s\",\"role\":\"%s\",\"event\":\"%s\"", level_name(level), log_role, event);
+        td_strbuf_addf(&b, "\",\"level\":\"%s\",\"role\":\"%s\",\"event\":\"%s\"",
+                       level_name(level), log_role, event);
         add_json_pairs(&b, pairs);
         td_strbuf_adds(&b, "}\n");
     } else {
         td_strbuf_addf(&b, "<%d>", (int)level);
         add_time(&b);
-        td_strbuf_addf(&b, " %s %s event=%s%s%s\n", level_name(level), log_role, event, *pairs ? " " : "", pairs);
+        td_strbuf_addf(&b, " %s %s event=%s%s%s\n", level_name(level), log_role, event,
+                       *pairs ? " " : "", pairs);
     }
     (void)!write(STDERR_FILENO, b.data, b.len);
     td_strbuf_done(&b);

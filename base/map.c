@@ -146,7 +146,8 @@ void td_strmap_done(td_strmap *m)
 }
 
 /* The key's slot, or the free one where it belongs. */
-static struct td_strmap_slot *str_slot(const td_strmap *m, const char *key, size_t len, uint32_t hash)
+static struct td_strmap_slot *str_slot(const td_strmap *m, const char *key, size_t len,
+                                       uint32_t hash)
 {
     for (size_t i = hash & (m->cap - 1);; i = (i + 1) & (m->cap - 1)) {
         struct td_strmap_slot *s = &m->slots[i];

@@ -90,15 +90,18 @@ static int unknown(const char *where, const char *name, int mask, td_err *reterr
 {
     const char *near = nearest(name, mask);
     if (near)
-        return td_err_set(reterr_err, -EINVAL, "%s: no option '%.60s'; did you mean '%s'?", where, name, near);
-    return td_err_set(reterr_err, -EINVAL, "%s: no option '%.60s'; --help all lists them", where, name);
+        return td_err_set(reterr_err, -EINVAL, "%s: no option '%.60s'; did you mean '%s'?", where,
+                          name, near);
+    return td_err_set(reterr_err, -EINVAL, "%s: no option '%.60s'; --help all lists them", where,
+                      name);
 }
 
 /* ---- values ---- */
 
 static int parse_bool(const char *v)
 {
-    static const char *const yes[] = {"1", "true", "yes", "on"}, *const no[] = {"0", "false", "no", "off"};
+    static const char *const yes[] = {"1", "true", "yes", "on"}, *const no[] = {"0", "false", "no",
+                                                                                "off"};
     for (size_t i = 0; i < TD_ARRAY_LEN(yes); i++) {
         if (strcasecmp(v, yes[i]) == 0)
             return 1;
@@ -126,7 +129,8 @@ static int check_number(const row *r, const char *where, const char *v, td_err *
     errno = 0;
     double x = r->type == TD_OPT_INT ? (double)strtoll(v, &end, 10) : strtod(v, &end);
     if (!*v || isspace((unsigned char)*v) || *end || errno || !(x >= r->min && x <= r->max))
-        return td_err_set(reterr_err, -EINVAL, "%s: %s must be %s between %.15g and %.15g, not '%.60s'", where, r->name,
+        return td_err_set(reterr_err, -EINVAL,
+                          "%s: %s must be %s between %.15g and %.15g, not '%.60s'", where, r->name,
                           r->type == TD_OPT_INT ? "an integer" : "a number", r->min, r->max, v);
     return 0;
 }
@@ -139,11 +143,13 @@ static int check(const row *r, const char *where, const char *v, td_err *reterr_
         return check_number(r, where, v, reterr_err);
     case TD_OPT_BOOL:
         if (parse_bool(v) < 0)
-            return td_err_set(reterr_err, -EINVAL, "%s: %s must be true or false, not '%.60s'", where, r->name, v);
+            return td_err_set(reterr_err, -EINVAL, "%s: %s must be true or false, not '%.60s'",
+                              where, r->name, v);
         return 0;
     case TD_OPT_ENUM:
         if (!enum_has(r->arg, v))
-            return td_err_set(reterr_err, -EINVAL, "%s: %s must be one of %s, not '%.60s'", where, r->name, r->arg, v);
+            return td_err_set(reterr_err, -EINVAL, "%s: %s must be one of %s, not '%.60s'", where,
+                              r->name, r->arg, v);
         return 0;
     case TD_OPT_STR:
         return 0;
@@ -151,7 +157,8 @@ static int check(const row *r, const char *where, const char *v, td_err *reterr_
     return 0;
 }
 
-static int set(td_options *o, int id, const char *v, td_origin origin, const char *where, td_err *reterr_err)
+static int set(td_options *o, int id, const char *v, td_origin origin, const char *where,
+               td_err *reterr_err)
 {
     int r = check(&rows[id], where, v, reterr_err);
     if (r < 0)
@@ -183,7 +190,8 @@ static int take_long(td_options *o, int *i, int argc, char **argv, td_err *reter
     const char *arg = argv[*i] + 2, *value = strchr(arg, '=');
     size_t n = value ? (size_t)(value - arg) : strlen(arg);
     if (n > NAME_MAX_BYTES)
-        return td_err_set(reterr_err, -EINVAL, "no option '%.60s'; --help all lists them", argv[*i]);
+        return td_err_set(reterr_err, -EINVAL, "no option '%.60s'; --help all lists them",
+                          argv[*i]);
     memcpy(name, arg, n);
     name[n] = 0;
     if (strcmp(name, "help") == 0 && !value)
@@ -202,7 +210,8 @@ static int take_long(td_options *o, int *i, int argc, char **argv, td_err *reter
     if (negated)
         return td_err_set(reterr_err, -EINVAL, "command line: --%s takes no value", name);
     if (!value && *i + 1 >= argc)
-        return td_err_set(reterr_err, -EINVAL, "command line: --%s needs a value (%s)", name, rows[id].arg);
+        return td_err_set(reterr_err, -EINVAL, "command line: --%s needs a value (%s)", name,
+                          rows[id].arg);
     return set(o, id, value ? value + 1 : argv[++*i], TD_ORIGIN_CLI, "command line", reterr_err);
 }
 
@@ -219,7 +228,8 @@ static int parse_argv(td_options *o, int argc, char **argv, td_err *reterr_err)
         else if (!only_positional && strncmp(a, "--", 2) == 0)
             r = take_long(o, &i, argc, argv, reterr_err);
         else if (!only_positional && a[0] == '-' && a[1])
-            r = td_err_set(reterr_err, -EINVAL, "command line: no option '%.60s'; options are spelled --name", a);
+            r = td_err_set(reterr_err, -EINVAL,
+                           "command line: no option '%.60s'; options are spelled --name", a);
         else if (o->n_positional < (int)TD_ARRAY_LEN(o->positional))
             o->positional[o->n_positional++] = a;
         else
@@ -239,7 +249,8 @@ static int take_variable(td_options *o, const char *entry, td_err *reterr_err)
     size_t n = eq ? (size_t)(eq - entry) : 0;
     if (n <= 7 || n >= sizeof where || strncmp(entry, "TANDEM_", 7) != 0)
         return 0;
-    snprintf(where, sizeof where, "environment variable %.*s", (int)TD_MIN(n, sizeof where - 30), entry);
+    snprintf(where, sizeof where, "environment variable %.*s", (int)TD_MIN(n, sizeof where - 30),
+             entry);
     for (size_t s = 0; s < TD_ARRAY_LEN(sections); s++) {
         size_t len = strlen(sections[s].name);
         if (strncasecmp(entry + 7, sections[s].name, len) != 0 || entry[7 + len] != '_')
@@ -299,7 +310,8 @@ static int ini_section(ini *f, char *name)
         }
     }
     return td_err_set(f->err, -EINVAL, "%s:%d: no section [%.40s]%s%s%s", f->path, f->line, name,
-                      best ? "; did you mean [" : "; there are common, router, prefill, decode, serve, chat, bench",
+                      best ? "; did you mean ["
+                           : "; there are common, router, prefill, decode, serve, chat, bench",
                       best ? best : "", best ? "]?" : "");
 }
 
@@ -441,7 +453,8 @@ static const char *shown_default(const row *r)
 static void help_row(const row *r, FILE *out)
 {
     char left[80];
-    snprintf(left, sizeof left, "--%s%s %s", r->type == TD_OPT_BOOL ? "[no-]" : "", r->name, r->arg);
+    snprintf(left, sizeof left, "--%s%s %s", r->type == TD_OPT_BOOL ? "[no-]" : "", r->name,
+             r->arg);
     fprintf(out, "  %-34s %s (%s)\n", left, r->help, shown_default(r));
 }
 
@@ -452,7 +465,8 @@ void td_options_help(const td_options *o, const char *usage, const char *word, F
     fprintf(out, "usage: %s\n\n", usage);
     for (int i = 0; i < TD_OPT_ID_MAX; i++) {
         const row *r = &rows[i];
-        if (!(r->sections & o->sections) || (word && !all && !strstr(r->name, word) && !strcasestr(r->help, word)))
+        if (!(r->sections & o->sections) ||
+            (word && !all && !strstr(r->name, word) && !strcasestr(r->help, word)))
             continue;
         if (!word && shown >= SHORT_ROWS) {
             hidden++;
@@ -465,8 +479,10 @@ void td_options_help(const td_options *o, const char *usage, const char *word, F
         fprintf(out, "  no option matches '%s'\n", word);
     if (hidden)
         fprintf(out, "  ... and %d more: --help all, or --help WORD\n", hidden);
-    fprintf(out, "\nEach option can also be set in an INI file (--config) or as TANDEM_<SECTION>_<KEY>;\n"
-                 "the command line wins over the environment, that over the file.\n");
+    fprintf(
+        out,
+        "\nEach option can also be set in an INI file (--config) or as TANDEM_<SECTION>_<KEY>;\n"
+        "the command line wins over the environment, that over the file.\n");
 }
 
 static void section_names(int mask, FILE *out)
@@ -481,9 +497,12 @@ static void section_names(int mask, FILE *out)
 
 void td_options_docs(FILE *out)
 {
-    fprintf(out, "# Options\n\nOne table (`base/options.def`) gives parsing, help, completions and this page. Command line "
-                 "`--name`,\nenvironment `TANDEM_<SECTION>_<NAME>`, INI file `[section]` `name = value`; the first of these "
-                 "that is set wins.\n\n| option | sections | value | default | what it does |\n|---|---|---|---|---|\n");
+    fprintf(out, "# Options\n\nOne table (`base/options.def`) gives parsing, help, completions and "
+                 "this page. Command line "
+                 "`--name`,\nenvironment `TANDEM_<SECTION>_<NAME>`, INI file `[section]` `name = "
+                 "value`; the first of these "
+                 "that is set wins.\n\n| option | sections | value | default | what it does "
+                 "|\n|---|---|---|---|---|\n");
     for (int i = 0; i < TD_OPT_ID_MAX; i++) {
         const row *r = &rows[i];
         fprintf(out, "| `--%s` | ", r->name);

@@ -9,7 +9,8 @@
 static void round_once(const uint32_t key[2], uint32_t c[4])
 {
     uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-    uint32_t out[4] = {(uint32_t)(b >> 32) ^ c[1] ^ key[0], (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ key[1], (uint32_t)a};
+    uint32_t out[4] = {(uint32_t)(b >> 32) ^ c[1] ^ key[0], (uint32_t)b,
+                       (uint32_t)(a >> 32) ^ c[3] ^ key[1], (uint32_t)a};
     for (int i = 0; i < 4; i++)
         c[i] = out[i];
 }
@@ -30,7 +31,8 @@ void td_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]
 
 uint64_t td_rand(uint64_t seed, uint32_t position, uint32_t choice, uint32_t purpose)
 {
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, counter[4] = {position, choice, purpose, 0}, out[4];
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)},
+             counter[4] = {position, choice, purpose, 0}, out[4];
     td_philox(key, counter, out);
     return (uint64_t)out[1] << 32 | out[0];
 }

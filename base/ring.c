@@ -18,7 +18,8 @@ enum { CACHE_LINE = 64 };
 struct td_ring {
     _Alignas(CACHE_LINE) _Atomic size_t head; /* consumer */
     _Alignas(CACHE_LINE) _Atomic size_t tail; /* producer */
-    /* 1: the consumer may sleep, so the next push writes to the descriptor. Set by the consumer before its last look. */
+    /* 1: the consumer may sleep, so the next push writes to the descriptor. Set by the consumer
+     * before its last look. */
     _Alignas(CACHE_LINE) _Atomic int sleeping;
     size_t mask;
     int fd;
@@ -30,7 +31,8 @@ int td_ring_new(size_t n, td_ring **ret_ring)
     size_t cap = 2;
     while (cap < n)
         cap *= 2;
-    size_t bytes = (sizeof(td_ring) + cap * sizeof(void *) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    size_t bytes =
+        (sizeof(td_ring) + cap * sizeof(void *) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     td_ring *r = aligned_alloc(CACHE_LINE, bytes);
     if (!r)
         return -ENOMEM;

@@ -34,7 +34,8 @@ static int reserve(td_strbuf *b, size_t n)
     if (b->failed)
         return 0;
     size_t need;
-    if (__builtin_add_overflow(b->len, n, &need) || need == SIZE_MAX || (b->max_bytes && need > b->max_bytes)) {
+    if (__builtin_add_overflow(b->len, n, &need) || need == SIZE_MAX ||
+        (b->max_bytes && need > b->max_bytes)) {
         b->failed = 1;
         return 0;
     }
@@ -106,7 +107,8 @@ void td_strbuf_add_u64(td_strbuf *b, uint64_t v)
 
 static void add_escape(td_strbuf *b, unsigned char c)
 {
-    static const char short_form[32] = {['\b'] = 'b', ['\f'] = 'f', ['\n'] = 'n', ['\r'] = 'r', ['\t'] = 't'};
+    static const char short_form[32] = {
+        ['\b'] = 'b', ['\f'] = 'f', ['\n'] = 'n', ['\r'] = 'r', ['\t'] = 't'};
     static const char hex[] = "0123456789abcdef";
     char out[6] = {'\\', 'u', '0', '0', 0, 0};
     if (c == '"' || c == '\\' || (c < 32 && short_form[c])) {

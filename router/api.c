@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bug.h"
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
@@ -32,8 +33,8 @@ static uint32_t jittered_retry_ms(void)
     return 1000 + r % 2000;
 }
 
-void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error error, const char *text, const char *param,
-                  uint32_t retry_after_ms)
+void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error error,
+                  const char *text, const char *param, uint32_t retry_after_ms)
 {
     const td_error_info *info = td_error_get(error);
     td_strbuf body;
@@ -94,10 +95,13 @@ static void add_model(td_edge *e, td_strbuf *b)
     td_edge_context(e, (td_str){"", 0}, &ctx);
     td_strbuf_adds(b, "{\"id\":\"");
     td_strbuf_add_json(b, c->name, strlen(c->name));
-    td_strbuf_addf(b, "\",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"tandem\",\"root\":\"", (long long)c->created);
+    td_strbuf_addf(b,
+                   "\",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"tandem\",\"root\":\"",
+                   (long long)c->created);
     td_strbuf_add_json(b, c->name, strlen(c->name));
-    td_strbuf_addf(b, "\",\"parent\":null,\"max_model_len\":%u,\"meta\":{\"n_ctx\":%u,\"n_vocab\":%u}}", ctx.max_context,
-                   ctx.max_context, c->vocab_size);
+    td_strbuf_addf(
+        b, "\",\"parent\":null,\"max_model_len\":%u,\"meta\":{\"n_ctx\":%u,\"n_vocab\":%u}}",
+        ctx.max_context, ctx.max_context, c->vocab_size);
 }
 
 static void get_models(td_edge *e, td_http_req *req, td_str tenant)
@@ -106,7 +110,8 @@ static void get_models(td_edge *e, td_http_req *req, td_str tenant)
     td_strbuf_init(&b);
     const char *rest = td_http_path(req) + strlen("/v1/models");
     if (*rest == '/' && strcmp(rest + 1, e->cfg.card->name) != 0) {
-        td_strbuf_addf(&b, "model %.100s is not served here; this server has %s", rest + 1, e->cfg.card->name);
+        td_strbuf_addf(&b, "model %.100s is not served here; this server has %s", rest + 1,
+                       e->cfg.card->name);
         td_edge_fail(e, req, NULL, TD_ERROR_MODEL_NOT_FOUND, b.data, "model", 0);
     } else if (*rest == '/') {
         add_model(e, &b);
@@ -127,13 +132,17 @@ static void get_health(td_edge *e, td_http_req *req, td_str tenant)
     td_strbuf b;
     td_strbuf_init(&b);
     if (st.ready && !e->draining) {
-        td_strbuf_addf(&b, "{\"status\":\"ok\",\"prefill_workers\":%u,\"decode_workers\":%u,\"running\":%u,\"queued\":%u}",
+        td_strbuf_addf(&b,
+                       "{\"status\":\"ok\",\"prefill_workers\":%u,\"decode_workers\":%u,"
+                       "\"running\":%u,\"queued\":%u}",
                        st.n_prefill, st.n_decode, st.n_running, st.n_queued);
         td_edge_reply(req, NULL, &b);
     } else {
-        td_error error = e->draining ? TD_ERROR_DRAINING : st.n_prefill == 0 ? TD_ERROR_NO_PREFILL : TD_ERROR_NO_DECODE;
-        td_strbuf_addf(&b, "%s: %u prefill and %u decode workers are ready", td_error_get(error)->text, st.n_prefill,
-                       st.n_decode);
+        td_error error = e->draining         ? TD_ERROR_DRAINING
+                         : st.n_prefill == 0 ? TD_ERROR_NO_PREFILL
+                                             : TD_ERROR_NO_DECODE;
+        td_strbuf_addf(&b, "%s: %u prefill and %u decode workers are ready",
+                       td_error_get(error)->text, st.n_prefill, st.n_decode);
         td_edge_fail(e, req, NULL, error, b.data, NULL, 0);
     }
     td_strbuf_done(&b);
@@ -155,8 +164,10 @@ static void get_version(td_edge *e, td_http_req *req, td_str tenant)
     char profile[33], model[65];
     td_strbuf b;
     td_strbuf_init(&b);
-    td_strbuf_addf(&b, "{\"version\":\"%s\",\"wire\":\"tandem.v1\",\"profile_id\":\"%s\",\"model_hash\":\"%s\"}",
-                   e->cfg.version, td_hex(st.profile_id, 16, profile), td_hex(st.model_hash, 32, model));
+    td_strbuf_addf(
+        &b,
+        "{\"version\":\"%s\",\"wire\":\"tandem.v1\",\"profile_id\":\"%s\",\"model_hash\":\"%s\"}",
+        e->cfg.version, td_hex(st.profile_id, 16, profile), td_hex(st.model_hash, 32, model));
     td_edge_reply(req, NULL, &b);
     td_strbuf_done(&b);
 }
@@ -195,7 +206,8 @@ static void text_reply(text_request *t, td_text_job *job)
         td_strbuf_adds(&b, "\"}");
     } else {
         const td_prompt *p = &job->params.prompts[0];
-        td_strbuf_addf(&b, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", p->n_ids, job->ctx.max_context);
+        td_strbuf_addf(&b, "{\"count\":%u,\"max_model_len\":%u,\"tokens\":[", p->n_ids,
+                       job->ctx.max_context);
         for (uint32_t i = 0; i < p->n_ids; i++) {
             td_strbuf_adds(&b, i ? "," : "");
             td_strbuf_add_u64(&b, p->ids[i]);
@@ -295,7 +307,8 @@ static void unknown_path(td_edge *e, td_http_req *req, int path_known)
         snprintf(text, sizeof text, "%s does not take %s", td_http_path(req), td_http_method(req));
     else
         snprintf(text, sizeof text, "no route %s %.120s", td_http_method(req), td_http_path(req));
-    td_edge_fail(e, req, NULL, path_known ? TD_ERROR_METHOD_NOT_ALLOWED : TD_ERROR_NOT_FOUND, text, NULL, 0);
+    td_edge_fail(e, req, NULL, path_known ? TD_ERROR_METHOD_NOT_ALLOWED : TD_ERROR_NOT_FOUND, text,
+                 NULL, 0);
 }
 
 static void on_request(void *arg, td_http_req *req)
@@ -308,11 +321,13 @@ static void on_request(void *arg, td_http_req *req)
         if (!path_matches(&routes[i], path))
             continue;
         path_known = 1;
-        if (strcmp(routes[i].method, method) == 0 || (strcmp(method, "HEAD") == 0 && strcmp(routes[i].method, "GET") == 0))
+        if (strcmp(routes[i].method, method) == 0 ||
+            (strcmp(method, "HEAD") == 0 && strcmp(routes[i].method, "GET") == 0))
             r = &routes[i];
     }
     td_str tenant = {"", 0};
-    if (!(r && r->open) && e->cfg.keys && !td_keys_check(e->cfg.keys, td_http_header_get(req, "Authorization"), &tenant)) {
+    if (!(r && r->open) && e->cfg.keys &&
+        !td_keys_check(e->cfg.keys, td_http_header_get(req, "Authorization"), &tenant)) {
         td_edge_fail(e, req, NULL, TD_ERROR_UNAUTHENTICATED, NULL, NULL, 0);
         return;
     }
@@ -334,20 +349,28 @@ static void make_metrics(td_edge *e)
     td_metrics *m = e->cfg.metrics;
     for (size_t i = 0; i < TD_ARRAY_LEN(e->requests_total); i++) {
         char labels[64];
-        snprintf(labels, sizeof labels, "path=\"%s\"", i < 7 ? routes[i].path : "/tokenize,/detokenize");
-        e->requests_total[i] = td_counter_new(m, "http_requests_total", labels, "Requests by route.");
+        snprintf(labels, sizeof labels, "path=\"%s\"",
+                 i < 7 ? routes[i].path : "/tokenize,/detokenize");
+        e->requests_total[i] =
+            td_counter_new(m, "http_requests_total", labels, "Requests by route.");
     }
     e->errors = td_counter_new(m, "http_errors_total", "", "Requests answered with an error body.");
-    e->ignored_fields = td_counter_new(m, "ignored_fields_total", "", "Requests with unknown body fields.");
-    e->cancelled = td_counter_new(m, "requests_cancelled_total", "", "Requests whose client left early.");
-    e->prompt_tokens = td_counter_new(m, "prompt_tokens_total", "", "Prompt tokens of finished requests.");
-    e->generation_tokens = td_counter_new(m, "generation_tokens_total", "", "Tokens delivered to clients.");
-    e->ttft = td_histogram_new(m, "time_to_first_token_seconds", "", "From request read to first token.", td_buckets_ttft,
-                               td_n_buckets_ttft);
-    e->itl = td_histogram_new(m, "inter_token_latency_seconds", "", "Gap between tokens of a stream.", td_buckets_itl,
-                              td_n_buckets_itl);
-    e->e2e = td_histogram_new(m, "e2e_request_latency_seconds", "", "From request read to last token.", td_buckets_request,
-                              td_n_buckets_request);
+    e->ignored_fields =
+        td_counter_new(m, "ignored_fields_total", "", "Requests with unknown body fields.");
+    e->cancelled =
+        td_counter_new(m, "requests_cancelled_total", "", "Requests whose client left early.");
+    e->prompt_tokens =
+        td_counter_new(m, "prompt_tokens_total", "", "Prompt tokens of finished requests.");
+    e->generation_tokens =
+        td_counter_new(m, "generation_tokens_total", "", "Tokens delivered to clients.");
+    e->ttft =
+        td_histogram_new(m, "time_to_first_token_seconds", "", "From request read to first token.",
+                         td_buckets_ttft, td_n_buckets_ttft);
+    e->itl = td_histogram_new(m, "inter_token_latency_seconds", "",
+                              "Gap between tokens of a stream.", td_buckets_itl, td_n_buckets_itl);
+    e->e2e =
+        td_histogram_new(m, "e2e_request_latency_seconds", "", "From request read to last token.",
+                         td_buckets_request, td_n_buckets_request);
 }
 
 static void tick(void *arg)

@@ -12,9 +12,9 @@
 #include "base/json.h"
 #include "base/banned.h"
 
-static const char *const kept_tokens[] = {"<think>",     "</think>",         "<tool_call>",   "</tool_call>",
-                                          "<arg_key>",   "</arg_key>",       "<arg_value>",   "</arg_value>",
-                                          "<tool_response>", "</tool_response>"};
+static const char *const kept_tokens[] = {
+    "<think>",    "</think>",    "<tool_call>",  "</tool_call>",    "<arg_key>",
+    "</arg_key>", "<arg_value>", "</arg_value>", "<tool_response>", "</tool_response>"};
 
 static int load(const char *dir, const char *name, json_t **ret_root, td_err *reterr_err)
 {
@@ -35,9 +35,11 @@ static int read_config(td_card *c, td_err *reterr_err)
     if (r == 0)
         r = td_err_set(reterr_err, -EINVAL, "%s/config.json: vocab_size is missing", c->dir);
     if (r > 0) {
-        r = td_json_get_int(root, "config.json", "max_position_embeddings", 1, 1 << 24, &context, reterr_err);
+        r = td_json_get_int(root, "config.json", "max_position_embeddings", 1, 1 << 24, &context,
+                            reterr_err);
         if (r == 0)
-            r = td_err_set(reterr_err, -EINVAL, "%s/config.json: max_position_embeddings is missing", c->dir);
+            r = td_err_set(reterr_err, -EINVAL,
+                           "%s/config.json: max_position_embeddings is missing", c->dir);
     }
     json_decref(root);
     c->vocab_size = (uint32_t)vocab;
@@ -55,10 +57,12 @@ static int read_generation(td_card *c, td_err *reterr_err)
     if (r < 0)
         return r;
     int sample = 1;
-    if ((r = td_json_get_num(root, what, "temperature", 0, 100, &c->temperature, reterr_err)) >= 0 &&
+    if ((r = td_json_get_num(root, what, "temperature", 0, 100, &c->temperature, reterr_err)) >=
+            0 &&
         (r = td_json_get_num(root, what, "top_p", 0, 1, &c->top_p, reterr_err)) >= 0 &&
         (r = td_json_get_num(root, what, "min_p", 0, 1, &c->min_p, reterr_err)) >= 0 &&
-        (r = td_json_get_num(root, what, "repetition_penalty", 0.01, 100, &c->repetition_penalty, reterr_err)) >= 0 &&
+        (r = td_json_get_num(root, what, "repetition_penalty", 0.01, 100, &c->repetition_penalty,
+                             reterr_err)) >= 0 &&
         (r = td_json_get_int(root, what, "top_k", 0, 1 << 24, &c->top_k, reterr_err)) >= 0)
         r = td_json_get_bool(root, what, "do_sample", &sample, reterr_err);
     json_decref(root);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the router knows of a model: tokenizer, template, config and generation_config; never weights. Immutable after open:
- * any thread may read it. */
+/* What the router knows of a model: tokenizer, template, config and generation_config; never
+ * weights. Immutable after open: any thread may read it. */
 #ifndef TD_ROUTER_CARD_H
 #define TD_ROUTER_CARD_H
 
@@ -28,7 +28,8 @@ typedef struct td_card {
 int td_card_open(const char *dir, const char *name, td_card **ret_card, td_err *reterr_err);
 void td_card_free(td_card *c);
 
-/* 1 when the id's text reaches the client: ordinary tokens, and special ones that mark reasoning or tool calls. */
+/* 1 when the id's text reaches the client: ordinary tokens, and special ones that mark reasoning or
+ * tool calls. */
 int td_card_is_text(const td_card *c, uint32_t id);
 
 #endif

@@ -8,14 +8,16 @@
 
 #include "base/banned.h"
 
-int td_choice_init(td_choice *c, const td_card *card, const td_params *params, td_api api, uint32_t index)
+int td_choice_init(td_choice *c, const td_card *card, const td_params *params, td_api api,
+                   uint32_t index)
 {
     *c = (td_choice){.card = card, .params = params, .index = index, .chat = api == TD_API_CHAT};
     td_strbuf_init(&c->content_text);
     td_strbuf_init(&c->reasoning_text);
     td_strbuf_init(&c->scratch_a);
     td_strbuf_init(&c->scratch_b);
-    td_detok_init(&c->detok, card->tok, 0); /* which special tokens are text is decided here, by id */
+    td_detok_init(&c->detok, card->tok,
+                  0); /* which special tokens are text is decided here, by id */
     td_reasoning_init(&c->reasoning, params->starts_in_reasoning);
     if (!params->n_stops)
         return 0;
@@ -60,7 +62,8 @@ static void emit_text(td_choice *c, const td_strbuf *text)
     if (!c->chat)
         td_strbuf_add(&c->content_text, text->data, text->len);
     else if (text->len)
-        td_reasoning_add(&c->reasoning, text->data, text->len, &c->reasoning_text, &c->content_text);
+        td_reasoning_add(&c->reasoning, text->data, text->len, &c->reasoning_text,
+                         &c->content_text);
 }
 
 /* Returns 1 when a stop string was completed. */
@@ -132,12 +135,14 @@ int td_choice_add(td_choice *c, const td_gen_run *run)
     return c->content_text.failed || c->reasoning_text.failed ? -ENOMEM : 0;
 }
 
-int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs, const td_gen_top *top, size_t n)
+int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs,
+                   const td_gen_top *top, size_t n)
 {
     if (prompt->text.len)
         td_strbuf_add(&c->content_text, prompt->text.ptr, prompt->text.len);
     else
-        td_tokenizer_decode(c->card->tok, prompt->ids, prompt->n_ids, c->params->skip_special_tokens, &c->content_text);
+        td_tokenizer_decode(c->card->tok, prompt->ids, prompt->n_ids,
+                            c->params->skip_special_tokens, &c->content_text);
     if (logprobs) {
         add_lp(c, prompt->ids[0], NAN, NULL);
         for (size_t i = 0; i < n && i + 1 < prompt->n_ids; i++)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One choice on its way from ids to text: detokenizer, stop strings, reasoning parser. Everything is a function of the ids
- * alone, whatever runs they arrive in. Loop thread. */
+/* One choice on its way from ids to text: detokenizer, stop strings, reasoning parser. Everything
+ * is a function of the ids alone, whatever runs they arrive in. Loop thread. */
 #ifndef TD_ROUTER_CHOICE_H
 #define TD_ROUTER_CHOICE_H
 
@@ -35,20 +35,23 @@ typedef struct td_choice {
     td_strbuf scratch_a, scratch_b;
     td_choice_lp *lps; /* gathered likewise */
     size_t n_lps, cap_lps;
-    td_ids ids;        /* gathered likewise, when token ids are returned */
+    td_ids ids; /* gathered likewise, when token ids are returned */
     uint64_t n_tokens, n_reasoning_tokens;
     int role_sent;
-    int finished;        /* finish is set; later runs are dropped */
-    const char *finish;  /* "stop", "length" */
+    int finished;       /* finish is set; later runs are dropped */
+    const char *finish; /* "stop", "length" */
 } td_choice;
 
 /* 0, -ENOMEM. params must outlive the choice. */
-int td_choice_init(td_choice *c, const td_card *card, const td_params *params, td_api api, uint32_t index);
+int td_choice_init(td_choice *c, const td_card *card, const td_params *params, td_api api,
+                   uint32_t index);
 void td_choice_done(td_choice *c);
-/* Take a run. Returns 1 when a stop string ended the choice (the caller tells the workers), 0 otherwise, -ENOMEM. */
+/* Take a run. Returns 1 when a stop string ended the choice (the caller tells the workers), 0
+ * otherwise, -ENOMEM. */
 int td_choice_add(td_choice *c, const td_gen_run *run);
 /* Put the prompt in front (echo). */
-int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs, const td_gen_top *top, size_t n);
+int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs,
+                   const td_gen_top *top, size_t n);
 /* 1 when something waits for td_shape_chunk(). */
 int td_choice_pending(const td_choice *c);
 void td_choice_clear(td_choice *c);

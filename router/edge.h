@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The router's HTTP edge: routes, keys, and the life of an API request between the HTTP server, the text pool and the
- * dispatcher. Loop thread only. */
+/* The router's HTTP edge: routes, keys, and the life of an API request between the HTTP server, the
+ * text pool and the dispatcher. Loop thread only. */
 #ifndef TD_ROUTER_EDGE_H
 #define TD_ROUTER_EDGE_H
 
@@ -16,7 +16,7 @@ typedef struct td_edge td_edge;
 
 typedef struct td_edge_config {
     const char *listen;
-    int listen_fd;   /* inherited socket when >= 0: listen is then ignored */
+    int listen_fd; /* inherited socket when >= 0: listen is then ignored */
     const td_card *card;
     td_dispatch *dispatch;
     td_text_pool *pool;

@@ -13,13 +13,15 @@ struct td_edge {
     td_list requests; /* td_generate.node, running */
     uint32_t n_running;
     int draining;
-    td_counter *requests_total[8], *ignored_fields, *prompt_tokens, *generation_tokens, *cancelled, *errors;
+    td_counter *requests_total[8], *ignored_fields, *prompt_tokens, *generation_tokens, *cancelled,
+        *errors;
     td_histogram *ttft, *itl, *e2e;
 };
 
-/* Answer with an error body; the request is dead afterwards. retry_after_ms 0: from the table's retryable flag. */
-void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error error, const char *text, const char *param,
-                  uint32_t retry_after_ms);
+/* Answer with an error body; the request is dead afterwards. retry_after_ms 0: from the table's
+ * retryable flag. */
+void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error error,
+                  const char *text, const char *param, uint32_t retry_after_ms);
 /* Answer JSON with status 200. */
 void td_edge_reply(td_http_req *req, const char *request_id, const td_strbuf *body);
 void td_edge_context(const td_edge *e, td_str tenant, td_request_context *ret_ctx);

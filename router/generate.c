@@ -2,7 +2,8 @@
 /* Life of a chat or completion request at the edge:
  *   PARSING   the text pool has the body
  *   RUNNING   one generation per prompt is with the dispatcher
- *   then answered. The object lives until the text pool and every generation have let go of it, even when the client left. */
+ *   then answered. The object lives until the text pool and every generation have let go of it,
+ * even when the client left. */
 #include "router/edge_internal.h"
 
 #include <errno.h>
@@ -115,7 +116,8 @@ static void end_stream(generate *g)
 {
     flush(g);
     if (g->error) {
-        /* an error is said before the close, and the body ends without its last chunk: proxies see it too */
+        /* an error is said before the close, and the body ends without its last chunk: proxies see
+         * it too */
         td_strbuf_adds(&g->out, "data: ");
         td_shape_error(&g->out, g->error, g->error_text, NULL);
         td_strbuf_adds(&g->out, "\n\n");
@@ -162,10 +164,12 @@ static void log_end(const generate *g)
 {
     uint64_t now = td_now_us();
     td_log(TD_LOG_INFO, "request",
-           "request_id=%s tenant=%.*s status=%s prompt=%llu cached=%llu tokens=%llu ttft_us=%llu total_us=%llu", g->id,
-           (int)g->tenant.len, g->tenant.ptr, g->error ? td_error_get(g->error)->name : "ok",
+           "request_id=%s tenant=%.*s status=%s prompt=%llu cached=%llu tokens=%llu ttft_us=%llu "
+           "total_us=%llu",
+           g->id, (int)g->tenant.len, g->tenant.ptr, g->error ? td_error_get(g->error)->name : "ok",
            (unsigned long long)g->usage.prompt, (unsigned long long)g->usage.cached,
-           (unsigned long long)g->usage.completion, (unsigned long long)(g->first_us ? g->first_us - g->started_us : 0),
+           (unsigned long long)g->usage.completion,
+           (unsigned long long)(g->first_us ? g->first_us - g->started_us : 0),
            (unsigned long long)(now - g->started_us));
 }
 
@@ -250,10 +254,12 @@ static void on_prompt_logprobs(void *arg, const float *logprobs, const td_gen_to
     generate *g = l->owner;
     const td_params *p = params(g);
     for (uint32_t i = 0; p->echo && i < (uint32_t)p->n; i++)
-        td_choice_echo(&g->choices[l->prompt * (uint32_t)p->n + i], &p->prompts[l->prompt], logprobs, top, n);
+        td_choice_echo(&g->choices[l->prompt * (uint32_t)p->n + i], &p->prompts[l->prompt],
+                       logprobs, top, n);
 }
 
-static void on_end(void *arg, td_error error, const char *text, uint32_t retry_after_ms, const td_gen_usage *usage)
+static void on_end(void *arg, td_error error, const char *text, uint32_t retry_after_ms,
+                   const td_gen_usage *usage)
 {
     leg *l = arg;
     generate *g = l->owner;
@@ -277,15 +283,18 @@ static void on_flush(void *arg)
     flush(((leg *)arg)->owner);
 }
 
-static const td_gen_ops gen_ops = {
-    .on_run = on_run, .on_prompt_logprobs = on_prompt_logprobs, .on_end = on_end, .on_flush = on_flush};
+static const td_gen_ops gen_ops = {.on_run = on_run,
+                                   .on_prompt_logprobs = on_prompt_logprobs,
+                                   .on_end = on_end,
+                                   .on_flush = on_flush};
 
 /* ---- start ---- */
 
 static void client_left(void *arg, td_http_req *req)
 {
     generate *g = arg;
-    td_log(TD_LOG_INFO, td_http_is_slow(req) ? "slow_reader" : "client_left", "request_id=%s", g->id);
+    td_log(TD_LOG_INFO, td_http_is_slow(req) ? "slow_reader" : "client_left", "request_id=%s",
+           g->id);
     g->req = NULL;
     td_counter_add(g->edge->cancelled, 1);
     cancel_legs(g); /* on_end of each follows from the loop */
@@ -326,7 +335,8 @@ static int submit(generate *g, uint32_t i)
     td_error error = TD_ERROR_INTERNAL;
     uint32_t retry = 0;
     td_err err = {0};
-    int r = td_dispatch_submit(g->edge->cfg.dispatch, &spec, &gen_ops, &g->legs[i], &g->legs[i].gen, &error, &retry, &err);
+    int r = td_dispatch_submit(g->edge->cfg.dispatch, &spec, &gen_ops, &g->legs[i], &g->legs[i].gen,
+                               &error, &retry, &err);
     if (r < 0)
         fail(g, error, err.text, retry);
     else
@@ -412,7 +422,8 @@ static void parsed(void *arg, td_text_job *job)
     g->parsing = 0;
     if (g->req && job->result < 0) {
         td_http_on_close(g->req, NULL, NULL);
-        td_edge_fail(g->edge, g->req, g->id, job->error.error, job->error.text, job->error.param, 0);
+        td_edge_fail(g->edge, g->req, g->id, job->error.error, job->error.text, job->error.param,
+                     0);
         g->req = NULL;
         g->error = job->error.error;
         g->ended = 1;
@@ -437,7 +448,13 @@ void td_generate_start(td_edge *e, td_http_req *req, td_api api, td_str tenant)
         td_edge_fail(e, req, NULL, TD_ERROR_OVERLOADED, "out of memory", NULL, 0);
         return;
     }
-    *g = (generate){.edge = e, .req = req, .api = api, .tenant = tenant, .job = job, .parsing = 1, .started_us = td_now_us()};
+    *g = (generate){.edge = e,
+                    .req = req,
+                    .api = api,
+                    .tenant = tenant,
+                    .job = job,
+                    .parsing = 1,
+                    .started_us = td_now_us()};
     td_strbuf_init(&g->out);
     g->after = (td_after){.fn = flush, .arg = g};
     td_edge_make_id(api == TD_API_CHAT ? "chatcmpl-" : "cmpl-", g->id);
@@ -459,8 +476,7 @@ void td_generate_tick(td_edge *e)
     uint64_t now = td_now_us(), silence = e->cfg.keepalive_s * TD_S;
     if (!silence)
         return;
-    TD_LIST_FOR(it, &e->requests)
-    {
+    TD_LIST_FOR (it, &e->requests) {
         generate *g = TD_LIST_ENTRY(it, generate, node);
         if (!g->streaming || !g->req || now - g->written_us < silence)
             continue;
@@ -471,8 +487,7 @@ void td_generate_tick(td_edge *e)
 
 void td_generate_abort_all(td_edge *e)
 {
-    TD_LIST_FOR(it, &e->requests)
-    {
+    TD_LIST_FOR (it, &e->requests) {
         generate *g = TD_LIST_ENTRY(it, generate, node);
         fail(g, TD_ERROR_DRAINING, NULL, 0);
         cancel_legs(g);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
@@ -13,6 +14,7 @@
 #include "proto/inference.pb-c.h"
 #include "router/choice.h"
 #include "router/edge_internal.h"
+#include "rpc/codec.h"
 #include "rpc/rpc.h"
 #include "base/banned.h"
 
@@ -22,6 +24,7 @@ struct td_inference {
     td_loop *loop;
     td_inference_config cfg;
     td_rpc *rpc;
+    td_codec codec;
     td_list calls;
     uint32_t n_running;
     int draining;
@@ -68,7 +71,8 @@ static void finish(generate *g, td_error error, const char *text, uint32_t retry
                     .error = error ? info->name : "",
                     .message = error ? (text && *text ? text : info->text) : "",
                     .retry_after_ms = retry_after_ms};
-    td_log(TD_LOG_INFO, "rpc_request", "request_id=%s status=%s tokens=%llu", g->id, error ? info->name : "ok",
+    td_log(TD_LOG_INFO, "rpc_request", "request_id=%s status=%s tokens=%llu", g->id,
+           error ? info->name : "ok",
            (unsigned long long)(g->have_choice ? g->choice.n_tokens : 0));
     td_call *c = TD_TAKE(g->call);
     td_call_finish(c, &st);
@@ -86,7 +90,8 @@ static void gather(generate *g)
     td_choice_clear(c);
 }
 
-/* Send what waits; without credit it stays and grows (text streams compress well). Last: with the figures. */
+/* Send what waits; without credit it stays and grows (text streams compress well). Last: with the
+ * figures. */
 static int send_reply(generate *g, int last)
 {
     Tandem__V1__GenerateReply m = TANDEM__V1__GENERATE_REPLY__INIT;
@@ -159,7 +164,8 @@ static void on_run(void *arg, const td_gen_run *run)
     td_loop_after(g->owner->loop, &g->after);
 }
 
-static void on_end(void *arg, td_error error, const char *text, uint32_t retry_after_ms, const td_gen_usage *usage)
+static void on_end(void *arg, td_error error, const char *text, uint32_t retry_after_ms,
+                   const td_gen_usage *usage)
 {
     generate *g = arg;
     g->gen = NULL;
@@ -204,7 +210,8 @@ static void submit(generate *g)
                         .repetition_penalty = (float)p->repetition_penalty,
                         .top_k = (uint32_t)p->top_k,
                         .seed = p->seed,
-                        .timeout_us = TD_MIN(td_call_remaining_us(g->call), g->owner->cfg.timeout_us),
+                        .timeout_us =
+                            TD_MIN(td_call_remaining_us(g->call), g->owner->cfg.timeout_us),
                         .client_deadline = 1};
     memcpy(spec.prefix_key, p->prefix_key, sizeof spec.prefix_key);
     td_dispatch_state st;
@@ -214,7 +221,8 @@ static void submit(generate *g)
     td_error error = TD_ERROR_INTERNAL;
     uint32_t retry = 0;
     td_err err = {0};
-    if (td_dispatch_submit(g->owner->cfg.dispatch, &spec, &gen_ops, g, &g->gen, &error, &retry, &err) < 0)
+    if (td_dispatch_submit(g->owner->cfg.dispatch, &spec, &gen_ops, g, &g->gen, &error, &retry,
+                           &err) < 0)
         finish(g, error, err.text, retry);
     else
         g->in_gen = 1;
@@ -240,7 +248,8 @@ static int add_messages(td_text_job *job, const Tandem__V1__GenerateRequest *m)
 {
     job->input = json_array();
     for (size_t i = 0; i < m->n_messages; i++) {
-        json_t *o = json_pack("{s:s, s:s}", "role", m->messages[i]->role, "content", m->messages[i]->content);
+        json_t *o = json_pack("{s:s, s:s}", "role", m->messages[i]->role, "content",
+                              m->messages[i]->content);
         if (!o || json_array_append_new(job->input, o) < 0)
             return -EINVAL; /* not UTF-8 */
     }
@@ -252,7 +261,8 @@ static const char *copy_text(td_text_job *job, const char *s)
     return s && *s ? td_arena_strndup(&job->arena, s, strlen(s)) : NULL;
 }
 
-static int fill_prompt(td_text_job *job, const Tandem__V1__GenerateRequest *m, const char **ret_text)
+static int fill_prompt(td_text_job *job, const Tandem__V1__GenerateRequest *m,
+                       const char **ret_text)
 {
     td_params *p = &job->params;
     if ((m->n_messages > 0) + (m->prompt != NULL) + m->has_ids != 1) {
@@ -262,7 +272,8 @@ static int fill_prompt(td_text_job *job, const Tandem__V1__GenerateRequest *m, c
     *ret_text = "messages is not valid UTF-8";
     if (m->n_messages)
         return m->n_messages > MESSAGES_MAX ? -EINVAL : add_messages(job, m);
-    *ret_text = "ids must be 4 bytes each, below the vocabulary; prompt must be UTF-8 and not empty";
+    *ret_text =
+        "ids must be 4 bytes each, below the vocabulary; prompt must be UTF-8 and not empty";
     if (m->has_ids) {
         size_t n = m->ids.len / 4;
         uint32_t *ids = td_arena_alloc_array(&job->arena, n + 1, 4);
@@ -280,7 +291,8 @@ static int fill_prompt(td_text_job *job, const Tandem__V1__GenerateRequest *m, c
 }
 
 /* Ranges are those of the HTTP table; an out-of-range field is named. */
-static int fill_params(td_text_job *job, const Tandem__V1__GenerateRequest *m, const char **ret_text)
+static int fill_params(td_text_job *job, const Tandem__V1__GenerateRequest *m,
+                       const char **ret_text)
 {
     td_params *p = &job->params;
     td_params_init(job->ctx.card, p);
@@ -304,7 +316,8 @@ static int fill_params(td_text_job *job, const Tandem__V1__GenerateRequest *m, c
     if (!m->thinking)
         p->reasoning_effort = "none";
     *ret_text = "temperature must be 0 to 2, top_p above 0 to 1, min_p 0 to 1";
-    if (!(p->temperature >= 0 && p->temperature <= 2 && p->top_p > 0 && p->top_p <= 1 && p->min_p >= 0 && p->min_p <= 1))
+    if (!(p->temperature >= 0 && p->temperature <= 2 && p->top_p > 0 && p->top_p <= 1 &&
+          p->min_p >= 0 && p->min_p <= 1))
         return -EINVAL;
     *ret_text = "at most 16 stops of 1 to 256 bytes";
     if (m->n_stop > TD_STOPS_MAX)
@@ -321,7 +334,8 @@ static int fill_params(td_text_job *job, const Tandem__V1__GenerateRequest *m, c
 static void refuse(td_call *c, td_error error, const char *text)
 {
     const td_error_info *info = td_error_get(error);
-    td_status st = {.code = (uint32_t)info->status, .error = info->name, .message = text ? text : info->text};
+    td_status st = {
+        .code = (uint32_t)info->status, .error = info->name, .message = text ? text : info->text};
     td_call_finish(c, &st);
 }
 
@@ -338,7 +352,8 @@ static generate *generate_new(td_inference *inf, td_call *c, const Tandem__V1__G
     if (st.max_context)
         ctx.max_context = TD_MIN(ctx.max_context, st.max_context);
     generate *g = calloc(1, sizeof *g);
-    td_text_job *job = td_text_job_new(m->n_messages ? TD_API_CHAT : TD_API_COMPLETIONS, &ctx, (td_str){"", 0});
+    td_text_job *job =
+        td_text_job_new(m->n_messages ? TD_API_CHAT : TD_API_COMPLETIONS, &ctx, (td_str){"", 0});
     if (!g || !job) {
         free(g);
         td_text_job_free(job);
@@ -358,12 +373,11 @@ static generate *generate_new(td_inference *inf, td_call *c, const Tandem__V1__G
 
 static void start_generate(td_inference *inf, td_call *c, td_str message)
 {
-    Tandem__V1__GenerateRequest *m =
-        message.len > MESSAGE_BYTES_MAX
-            ? NULL
-            : tandem__v1__generate_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
-    if (!m) {
-        refuse(c, TD_ERROR_INVALID_REQUEST, "the message is not a tandem.v1.GenerateRequest");
+    Tandem__V1__GenerateRequest *m = NULL;
+    td_err err = {0};
+    if (TD_UNPACK(&inf->codec, tandem__v1__generate_request, message.ptr, message.len, &m, &err) <
+        0) {
+        refuse(c, TD_ERROR_INVALID_REQUEST, err.text);
         return;
     }
     generate *g = generate_new(inf, c, m);
@@ -389,7 +403,6 @@ static void start_generate(td_inference *inf, td_call *c, td_str message)
             td_call_on_credit(c, on_credit, g);
         }
     }
-    tandem__v1__generate_request__free_unpacked(m, NULL);
 }
 
 static void send_and_finish(td_call *c, const ProtobufCMessage *m)
@@ -434,7 +447,8 @@ static void on_call(void *arg, td_call *c, td_str method, td_str message)
     } else if (td_str_eq(method, "tandem.v1.Inference/Models")) {
         answer_models(inf, c);
     } else if (!td_str_eq(method, "tandem.v1.Inference/Generate")) {
-        refuse(c, TD_ERROR_UNSUPPORTED, "this endpoint has tandem.v1.Inference/Generate, Models and tandem.v1.Health/Check");
+        refuse(c, TD_ERROR_UNSUPPORTED,
+               "this endpoint has tandem.v1.Inference/Generate, Models and tandem.v1.Health/Check");
     } else if (inf->draining) {
         refuse(c, TD_ERROR_DRAINING, NULL);
     } else {
@@ -444,7 +458,8 @@ static void on_call(void *arg, td_call *c, td_str method, td_str message)
 
 /* ---- life ---- */
 
-int td_inference_open(td_loop *l, const td_inference_config *config, td_inference **ret_inference, td_err *reterr_err)
+int td_inference_open(td_loop *l, const td_inference_config *config, td_inference **ret_inference,
+                      td_err *reterr_err)
 {
     td_inference *inf = calloc(1, sizeof *inf);
     if (!inf)
@@ -452,6 +467,7 @@ int td_inference_open(td_loop *l, const td_inference_config *config, td_inferenc
     inf->loop = l;
     inf->cfg = *config;
     td_list_init(&inf->calls);
+    td_codec_init(&inf->codec);
     td_rpc_config rc = {.endpoint = config->endpoint,
                         .max_message_bytes = MESSAGE_BYTES_MAX,
                         .ops = {.on_call = on_call},
@@ -459,6 +475,7 @@ int td_inference_open(td_loop *l, const td_inference_config *config, td_inferenc
     td_random_bytes(rc.epoch, sizeof rc.epoch);
     int r = td_rpc_open(l, &rc, &inf->rpc, reterr_err);
     if (r < 0) {
+        td_codec_done(&inf->codec);
         free(inf);
         return r;
     }
@@ -486,5 +503,6 @@ void td_inference_close(td_inference *i)
     if (!i)
         return;
     td_rpc_close(i->rpc); /* every call is cancelled */
+    td_codec_done(&i->codec);
     free(i);
 }

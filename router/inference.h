@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tandem.v1.Inference and tandem.v1.Health on the client RPC endpoint: how other services use Tandem. Worker methods are
- * never reachable here: the endpoint has its own allow-list. Loop thread only. */
+/* tandem.v1.Inference and tandem.v1.Health on the client RPC endpoint: how other services use
+ * Tandem. Worker methods are never reachable here: the endpoint has its own allow-list. Loop thread
+ * only. */
 #ifndef TD_ROUTER_INFERENCE_H
 #define TD_ROUTER_INFERENCE_H
 
@@ -23,7 +24,8 @@ typedef struct td_inference_config {
     int strict;
 } td_inference_config;
 
-int td_inference_open(td_loop *l, const td_inference_config *config, td_inference **ret_inference, td_err *reterr_err);
+int td_inference_open(td_loop *l, const td_inference_config *config, td_inference **ret_inference,
+                      td_err *reterr_err);
 const char *td_inference_endpoint(const td_inference *i);
 /* Refuse new calls with UNAVAILABLE; running ones go on. */
 void td_inference_drain(td_inference *i);

@@ -38,7 +38,8 @@ static int is_space(char c)
     return c == ' ' || c == '\t' || c == '\r';
 }
 
-static int add_line(td_keys *k, const char *path, int line, const char *s, size_t n, td_err *reterr_err)
+static int add_line(td_keys *k, const char *path, int line, const char *s, size_t n,
+                    td_err *reterr_err)
 {
     while (n && is_space(s[n - 1]))
         n--;
@@ -55,7 +56,8 @@ static int add_line(td_keys *k, const char *path, int line, const char *s, size_
     while (at < n && is_space(s[at]))
         at++;
     if (t > TENANT_MAX || n - at < KEY_BYTES_MIN)
-        return td_err_set(reterr_err, -EINVAL, "%s:%d: write `TENANT KEY` with a key of at least %d bytes", path, line,
+        return td_err_set(reterr_err, -EINVAL,
+                          "%s:%d: write `TENANT KEY` with a key of at least %d bytes", path, line,
                           KEY_BYTES_MIN);
     if (k->n == KEYS_MAX)
         return td_err_set(reterr_err, -E2BIG, "%s: more than %d keys", path, KEYS_MAX);
@@ -71,7 +73,8 @@ static int check_mode(const char *path, td_err *reterr_err)
     if (stat(path, &st) < 0)
         return td_err_set(reterr_err, -errno, "%s: %s", path, td_errno_text(errno));
     if (st.st_mode & 077)
-        return td_err_set(reterr_err, -EPERM, "%s: others can read it (mode %03o); run chmod 600 on it", path,
+        return td_err_set(reterr_err, -EPERM,
+                          "%s: others can read it (mode %03o); run chmod 600 on it", path,
                           (unsigned)(st.st_mode & 0777));
     return 0;
 }
@@ -122,7 +125,8 @@ int td_keys_check(const td_keys *k, const char *authorization, td_str *ret_tenan
 {
     if (!authorization)
         return 0;
-    const char *s = strncasecmp(authorization, "Bearer ", 7) == 0 ? authorization + 7 : authorization;
+    const char *s =
+        strncasecmp(authorization, "Bearer ", 7) == 0 ? authorization + 7 : authorization;
     uint8_t hash[32];
     hash_key(s, strlen(s), hash);
     const key *found = NULL;

@@ -24,7 +24,13 @@
 #define TD_VERSION_TEXT "0.1.0"
 #endif
 
-enum { EXIT_RUNTIME = 1, EXIT_CONFIG = 2, SECRET_BYTES_MIN = 32, SECRET_BYTES_MAX = 4096, JOBS_PER_QUEUE = 2 };
+enum {
+    EXIT_RUNTIME = 1,
+    EXIT_CONFIG = 2,
+    SECRET_BYTES_MIN = 32,
+    SECRET_BYTES_MAX = 4096,
+    JOBS_PER_QUEUE = 2
+};
 
 typedef struct router {
     const td_options *opt;
@@ -56,7 +62,8 @@ static int load_secret(router *r, td_err *reterr_err)
     }
     int e = td_file_read(path, SECRET_BYTES_MAX, &r->secret, &r->secret_bytes, reterr_err);
     if (e == 0 && r->secret_bytes < SECRET_BYTES_MIN)
-        e = td_err_set(reterr_err, -EINVAL, "%s: %zu bytes; at least %d are needed (head -c 32 /dev/urandom)", path,
+        e = td_err_set(reterr_err, -EINVAL,
+                       "%s: %zu bytes; at least %d are needed (head -c 32 /dev/urandom)", path,
                        r->secret_bytes, SECRET_BYTES_MIN);
     return e;
 }
@@ -121,7 +128,8 @@ static int open_inference(router *r, td_err *reterr_err)
                              .pool = r->pool,
                              .prefix_secret = (const uint8_t *)r->secret,
                              .prefix_secret_bytes = r->secret_bytes,
-                             .timeout_us = (uint64_t)td_opt_int(r->opt, TD_OPT_ID_DEADLINE) * 1000000u,
+                             .timeout_us =
+                                 (uint64_t)td_opt_int(r->opt, TD_OPT_ID_DEADLINE) * 1000000u,
                              .strict = td_opt_bool(r->opt, TD_OPT_ID_STRICT)};
     return td_inference_open(r->loop, &c, &r->inference, reterr_err);
 }
@@ -130,7 +138,8 @@ static int open_all(router *r, td_err *reterr_err)
 {
     const td_options *o = r->opt;
     const char *keys = td_opt_str(o, TD_OPT_ID_API_KEYS);
-    int e = td_card_open(td_opt_str(o, TD_OPT_ID_MODEL), td_opt_str(o, TD_OPT_ID_MODEL_NAME), &r->card, reterr_err);
+    int e = td_card_open(td_opt_str(o, TD_OPT_ID_MODEL), td_opt_str(o, TD_OPT_ID_MODEL_NAME),
+                         &r->card, reterr_err);
     if (e == 0 && *keys)
         e = td_keys_load(keys, &r->keys, reterr_err);
     if (e == 0)
@@ -139,7 +148,8 @@ static int open_all(router *r, td_err *reterr_err)
         td_err_set(reterr_err, e, "metrics: out of memory");
     if (e == 0)
         e = td_text_pool_new(r->loop, (uint32_t)td_opt_int(o, TD_OPT_ID_TEXT_THREADS),
-                             (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_QUEUE) * JOBS_PER_QUEUE, &r->pool, reterr_err);
+                             (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_QUEUE) * JOBS_PER_QUEUE,
+                             &r->pool, reterr_err);
     if (e == 0)
         e = open_dispatch(r, reterr_err);
     if (e == 0)
@@ -193,18 +203,20 @@ static void update_status(void *arg)
     td_dispatch_state st;
     td_dispatch_get_state(r->dispatch, &st);
     if (st.ready != r->was_ready)
-        td_log(TD_LOG_INFO, st.ready ? "pool_ready" : "pool_not_ready", "prefill=%u decode=%u", st.n_prefill, st.n_decode);
+        td_log(TD_LOG_INFO, st.ready ? "pool_ready" : "pool_not_ready", "prefill=%u decode=%u",
+               st.n_prefill, st.n_decode);
     r->was_ready = st.ready;
     char text[160];
-    snprintf(text, sizeof text, "%u prefill, %u decode workers; %u running, %u queued", st.n_prefill, st.n_decode,
-             st.n_running, st.n_queued);
+    snprintf(text, sizeof text, "%u prefill, %u decode workers; %u running, %u queued",
+             st.n_prefill, st.n_decode, st.n_running, st.n_queued);
     td_service_status(r->service, text);
 }
 
 static void announce(router *r)
 {
-    td_log(TD_LOG_INFO, "listening", "http=%s control=%s rpc=%s model=%s context=%u keys=%s", td_edge_addr(r->edge),
-           td_dispatch_endpoint(r->dispatch), r->inference ? td_inference_endpoint(r->inference) : "off", r->card->name,
+    td_log(TD_LOG_INFO, "listening", "http=%s control=%s rpc=%s model=%s context=%u keys=%s",
+           td_edge_addr(r->edge), td_dispatch_endpoint(r->dispatch),
+           r->inference ? td_inference_endpoint(r->inference) : "off", r->card->name,
            r->card->max_context, r->keys ? "on" : "off");
     td_service_ready(r->service, "waiting for workers");
 }
@@ -221,11 +233,13 @@ int td_router_run(const td_options *options)
     static const td_service_ops ops = {.drain = drain, .stop = stop};
     int e = open_all(&r, &err);
     if (e == 0)
-        e = td_service_new(r.loop, &ops, &r, (uint64_t)td_opt_int(options, TD_OPT_ID_DRAIN) * 1000000u, &r.service);
+        e = td_service_new(r.loop, &ops, &r,
+                           (uint64_t)td_opt_int(options, TD_OPT_ID_DRAIN) * 1000000u, &r.service);
     if (e == 0)
         e = td_timer_add(r.loop, 100000, 500000, update_status, &r, &r.status_timer);
     if (e < 0) {
-        td_log(TD_LOG_ERROR, "start_failed", "error=\"%s\"", err.code ? err.text : td_errno_text(e));
+        td_log(TD_LOG_ERROR, "start_failed", "error=\"%s\"",
+               err.code ? err.text : td_errno_text(e));
         status = e == -EINVAL || e == -ENOENT || e == -EPERM ? EXIT_CONFIG : EXIT_RUNTIME;
     } else {
         announce(&r);
@@ -251,7 +265,10 @@ int td_router_main(int argc, char **argv)
     } else {
         td_log_level level = TD_LOG_INFO;
         td_log_level_parse(td_opt_str(&o, TD_OPT_ID_LOG_LEVEL), &level);
-        td_log_init(level, strcmp(td_opt_str(&o, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON : TD_LOG_TEXT, "router");
+        td_log_init(level,
+                    strcmp(td_opt_str(&o, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON
+                                                                              : TD_LOG_TEXT,
+                    "router");
         status = td_router_run(&o);
     }
     td_options_done(&o);

@@ -184,7 +184,7 @@ static void add_head(td_strbuf *out, const td_shape *s)
     td_strbuf_adds(out, "{\"id\":");
     add_z(out, s->id);
     td_strbuf_addf(out, ",\"object\":\"%s\",\"created\":%lld,\"model\":",
-                   !s->chat     ? "text_completion"
+                   !s->chat    ? "text_completion"
                    : s->stream ? "chat.completion.chunk"
                                : "chat.completion",
                    (long long)s->created);
@@ -214,7 +214,8 @@ static void add_delta(td_strbuf *out, const td_choice *c)
     td_strbuf_addc(out, '}');
 }
 
-void td_shape_chunk(td_strbuf *out, const td_shape *s, const td_choice *c, const char *finish, const td_usage *usage)
+void td_shape_chunk(td_strbuf *out, const td_shape *s, const td_choice *c, const char *finish,
+                    const td_usage *usage)
 {
     td_strbuf_adds(out, "data: ");
     add_head(out, s);
@@ -264,7 +265,8 @@ static void add_message(td_strbuf *out, const td_choice *c)
     td_strbuf_adds(out, ",\"refusal\":null}");
 }
 
-void td_shape_reply(td_strbuf *out, const td_shape *s, const td_choice *choices, size_t n, const td_usage *usage)
+void td_shape_reply(td_strbuf *out, const td_shape *s, const td_choice *choices, size_t n,
+                    const td_usage *usage)
 {
     add_head(out, s);
     td_strbuf_adds(out, ",\"choices\":[");

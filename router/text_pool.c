@@ -15,7 +15,7 @@ enum { ARENA_FACTOR = 24, ARENA_FLOOR = 1 << 20 };
 struct td_text_pool {
     td_loop *loop;
     td_io *io;
-    int fd; /* eventfd: finished jobs wait */
+    int fd;                               /* eventfd: finished jobs wait */
     uint32_t n_threads, max_jobs, n_jobs; /* n_jobs: loop thread only */
     pthread_t *threads;
     pthread_mutex_t lock;
@@ -58,10 +58,11 @@ void td_text_job_free(td_text_job *job)
 static void run(td_text_job *job)
 {
     if (job->rpc)
-        job->result = td_request_finish(&job->ctx, job->api, job->input, &job->arena, &job->params, &job->error);
+        job->result = td_request_finish(&job->ctx, job->api, job->input, &job->arena, &job->params,
+                                        &job->error);
     else
-        job->result = td_request_parse(&job->ctx, job->api, (td_str){job->body, job->body_len}, &job->arena, &job->params,
-                                       &job->error);
+        job->result = td_request_parse(&job->ctx, job->api, (td_str){job->body, job->body_len},
+                                       &job->arena, &job->params, &job->error);
 }
 
 static void *worker(void *arg)
@@ -112,7 +113,8 @@ static void deliver(void *arg, int fd, int events)
     }
 }
 
-int td_text_pool_new(td_loop *l, uint32_t n_threads, uint32_t max_jobs, td_text_pool **ret_pool, td_err *reterr_err)
+int td_text_pool_new(td_loop *l, uint32_t n_threads, uint32_t max_jobs, td_text_pool **ret_pool,
+                     td_err *reterr_err)
 {
     td_text_pool *p = calloc(1, sizeof *p);
     if (!p)
@@ -125,7 +127,9 @@ int td_text_pool_new(td_loop *l, uint32_t n_threads, uint32_t max_jobs, td_text_
     pthread_cond_init(&p->more, NULL);
     p->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     p->threads = calloc(n_threads, sizeof *p->threads);
-    int r = p->fd < 0 ? -errno : !p->threads ? -ENOMEM : td_io_add(l, p->fd, TD_IO_READ, deliver, p, &p->io);
+    int r = p->fd < 0     ? -errno
+            : !p->threads ? -ENOMEM
+                          : td_io_add(l, p->fd, TD_IO_READ, deliver, p, &p->io);
     for (uint32_t i = 0; r == 0 && i < n_threads; i++) {
         r = -pthread_create(&p->threads[i], NULL, worker, p);
         p->n_threads += r == 0;

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/options.h"
+#include "decode-worker/worker.h"
+#include "prefill-worker/worker.h"
+#include "router/router.h"
+#include "rpc/frame.h"
+#include "base/banned.h"
+
+const td_command td_commands[] = {
+    {"serve", "MODEL", "start router, prefill and decode workers on this machine", TD_SEC_SERVE,
+     td_cmd_serve},
+    {"chat", "", "talk to a server in the terminal", TD_SEC_CHAT, td_cmd_chat},
+    {"router", "", "run a router", TD_ROUTER_SECTIONS, td_router_main},
+    {"prefill-worker", "", "run a prefill worker", TD_SEC_COMMON | TD_SEC_PREFILL,
+     td_prefill_worker_main},
+    {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE,
+     td_decode_worker_main},
+    {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,
+     td_cmd_profile},
+    {"config", "check FILE", "check a configuration file and say where each value comes from", 0,
+     td_cmd_config},
+    {"bench", "NAME", "run a benchmark program (serve, engine, ...)", 0, td_cmd_bench},
+    {"completion", "bash", "print shell completions", 0, td_cmd_completion},
+    {"version", "", "print version, commit and wire version", 0, td_cmd_version},
+    {0},
+};
+
+const char *td_version(void)
+{
+    return TD_VERSION;
+}
+
+const char *td_commit(void)
+{
+    return *TD_COMMIT ? TD_COMMIT : "unknown";
+}
+
+int td_cmd_version(int argc, char **argv)
+{
+    (void)argc;
+    (void)argv;
+    printf("tandem %s (commit %s, wire tandem.v%d.%d)\n", td_version(), td_commit(), TD_WIRE_MAJOR,
+           TD_WIRE_MINOR);
+    return TD_EXIT_OK;
+}
+
+static void command_words(const td_command *c)
+{
+    printf("        %s) words=\"", c->name);
+    fflush(stdout);
+    td_options_words(c->sections, stdout);
+    printf("\" ;;\n");
+}
+
+int td_cmd_completion(int argc, char **argv)
+{
+    if (argc != 1 || strcmp(argv[0], "bash") != 0) {
+        fprintf(stderr, "usage: tandem completion bash   (source <(tandem completion bash))\n");
+        return TD_EXIT_USAGE;
+    }
+    printf("_tandem() {\n    local words cur=${COMP_WORDS[COMP_CWORD]}\n    if [ \"$COMP_CWORD\" = "
+           "1 ]; then\n        words=\"");
+    for (const td_command *c = td_commands; c->name; c++)
+        printf("%s ", c->name);
+    printf("\"\n    else\n        case ${COMP_WORDS[1]} in\n");
+    for (const td_command *c = td_commands; c->name; c++)
+        if (c->sections)
+            command_words(c);
+    printf("        esac\n    fi\n    COMPREPLY=($(compgen -W \"$words\" -f -- "
+           "\"$cur\"))\n}\ncomplete -F _tandem tandem\n");
+    return TD_EXIT_OK;
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/options.h"
+#include "engine/model.h"
+#include "base/banned.h"
+
+static td_dtype dtype(const td_options *o, td_opt id)
+{
+    return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
+}
+
+static int print_profile(const td_options *o, const char *dir)
+{
+    td_err err = {0};
+    td_model *m = NULL;
+    td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
+                           .act = dtype(o, TD_OPT_ID_ACT),
+                           .kv = dtype(o, TD_OPT_ID_KV),
+                           .index = dtype(o, TD_OPT_ID_INDEX),
+                           .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
+                           .n_ranks = 1,
+                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT)};
+    if (td_model_open(dir, &mo, &m, &err) < 0) {
+        fprintf(stderr, "tandem profile: %s\n", err.text);
+        return TD_EXIT_FAILED;
+    }
+    const td_model_info *i = td_model_get_info(m);
+    char hex[65];
+    printf("%s", i->profile);
+    printf("\nprofile_id %s\n", td_hex(i->profile_id, 16, hex));
+    printf("model_hash %s\n", td_hex(i->model_hash, 32, hex));
+    printf("kv_layout  %s (%llu bytes a block of 64 tokens)\n", td_hex(i->kv.hash, 16, hex),
+           (unsigned long long)i->kv.block_bytes);
+    td_model_free(m);
+    return TD_EXIT_OK;
+}
+
+int td_cmd_profile(int argc, char **argv)
+{
+    td_options o;
+    td_err err = {0};
+    if (td_options_parse(&o, TD_SEC_SERVE, argc, argv, &err) < 0) {
+        fprintf(stderr, "tandem profile: %s\n", err.text);
+        return TD_EXIT_USAGE;
+    }
+    int status;
+    const char *dir = o.n_positional ? o.positional[0] : td_opt_str(&o, TD_OPT_ID_MODEL);
+    if (o.help) {
+        td_options_help(&o, "tandem profile MODEL [options]", o.help_word, stdout);
+        status = TD_EXIT_OK;
+    } else if (!*dir) {
+        fprintf(stderr,
+                "tandem profile: give a model directory, e.g. tandem profile models/glm-tiny\n");
+        status = TD_EXIT_USAGE;
+    } else {
+        status = print_profile(&o, dir);
+    }
+    td_options_done(&o);
+    return status;
+}
