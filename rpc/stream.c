@@ -23,6 +23,7 @@ typedef struct slot {
     uint32_t abort_code;
     uint32_t next_free;
     uint8_t outgoing, cancelled, blocked;
+    uint8_t dropped; /* outgoing: DATA came after our CANCEL and was not delivered */
 } slot;
 
 struct td_streams {
@@ -386,13 +387,16 @@ static void recv_unknown(td_streams *s, const td_stream_frame *f, uint64_t now, 
 static void recv_response(td_streams *s, slot *t, const td_stream_frame *f, td_stream_out *out)
 {
     if (f->type == TD_FRAME_STATUS) {
-        go_up(out, TD_UP_STATUS, t, f->code);
+        /* OK promises that every message was delivered */
+        go_up(out, TD_UP_STATUS, t, f->code == TD_OK && t->dropped ? TD_CANCELLED : f->code);
         slot_del(s, t);
     } else if (f->type == TD_FRAME_DATA && (t->credit == 0 || f->bytes > s->c.max_message_bytes)) {
         end_outgoing(s, t, TD_RESOURCE_EXHAUSTED, out);
     } else if (f->type == TD_FRAME_DATA) {
         t->credit--;
-        if (!t->cancelled)
+        if (t->cancelled)
+            t->dropped = 1;
+        else
             go_up(out, TD_UP_DATA, t, 0);
     } else if (f->ignorable) {
         s->stats.unknown++;
