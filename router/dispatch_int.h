@@ -102,6 +102,9 @@ struct td_gen {
     td_gen_usage usage;
     uint64_t submitted_us, queued_us, last_token_us;
     int prompt_sent, ended, on_end_done;
+    int depth; /* of nested steps */
+    int want_cancel;
+    uint32_t want_end_choices; /* bits */
     td_error error;
     char why[200]; /* what the last failing worker said */
 };

@@ -117,7 +117,8 @@ static void deliver(td_gen *g, const td_gen_run *r)
 {
     td_dispatch *d = g->dispatch;
     uint64_t now = td_now_us();
-    if (g->life.choice[r->choice].ended || g->ended)
+    if (g->life.choice[r->choice].ended || g->want_cancel ||
+        (g->want_end_choices & 1u << r->choice))
         return; /* the client had enough since this step began */
     if (keep_ids(&g->emitted[r->choice], r, g->spec.max_tokens) < 0) {
         on_out_of_memory(g);
@@ -241,6 +242,22 @@ static void act(td_gen *g, const td_life_event *ev, const td_life_action *a, con
     }
 }
 
+/* What the client asked for inside a callback comes after all that the step had to deliver: a
+ * nested step would end the request over tokens of other choices that are still to be handed out.
+ */
+static void do_deferred(td_gen *g)
+{
+    td_life_event cancel = {.kind = TD_LIFE_EV_CANCEL, .error = TD_ERROR_CANCELLED};
+    while (g->want_end_choices && !g->want_cancel) {
+        td_life_event ev = {.kind = TD_LIFE_EV_END_CHOICE,
+                            .choice = (uint32_t)__builtin_ctz(g->want_end_choices)};
+        g->want_end_choices &= g->want_end_choices - 1;
+        td_gen_step(g, &ev, NULL);
+    }
+    if (g->want_cancel && !g->ended)
+        td_gen_step(g, &cancel, NULL);
+}
+
 void td_gen_step(td_gen *g, const td_life_event *ev, const td_gen_run *runs)
 {
     td_life_actions actions;
@@ -249,24 +266,32 @@ void td_gen_step(td_gen *g, const td_life_event *ev, const td_gen_run *runs)
     td_life_step(&g->life, ev, td_now_us(), &actions);
     td_counter_add(g->dispatch->stats.stale_events, g->life.n_stale - stale);
     td_counter_add(g->dispatch->stats.no_room, g->life.n_refused - refused);
+    g->depth++;
     for (uint32_t i = 0; i < actions.n; i++) {
-        /* a callback or a call that could not start may have ended the request in a nested step */
+        /* a call that could not start may have ended the request in a nested step */
         if (g->ended && actions.v[i].kind != TD_LIFE_CANCEL_LEG)
             continue;
         act(g, ev, &actions.v[i], runs);
     }
+    g->depth--;
+    if (!g->depth && (g->want_cancel || g->want_end_choices) && !g->ended)
+        do_deferred(g);
 }
 
 void td_gen_cancel(td_gen *g)
 {
-    td_life_event ev = {.kind = TD_LIFE_EV_CANCEL, .error = TD_ERROR_CANCELLED};
-    td_gen_step(g, &ev, NULL);
+    g->want_cancel = 1;
+    if (!g->depth && !g->ended)
+        do_deferred(g);
 }
 
 void td_gen_end_choice(td_gen *g, uint32_t choice)
 {
-    td_life_event ev = {.kind = TD_LIFE_EV_END_CHOICE, .choice = choice};
-    td_gen_step(g, &ev, NULL);
+    if (choice >= g->spec.n)
+        return;
+    g->want_end_choices |= 1u << choice;
+    if (!g->depth && !g->ended)
+        do_deferred(g);
 }
 
 static const char *end_text(const td_gen *g)

@@ -368,6 +368,9 @@ static void on_status(td_life *l, const td_life_event *ev, uint64_t now, td_life
     l->leg_open[ev->leg] = 0;
     /* OK with something owed: P without a reply, D without the end of each choice */
     int owes = ev->leg == TD_LEG_DECODE || l->phase == TD_LIFE_PREFILLING;
+    /* P has replied and D holds the blocks: the stream no longer needs P, however it ends */
+    if (!owes && l->committed)
+        return;
     if (ev->code != TD_OK)
         fail(l, ev->leg, ev->code, ev->error, now, a);
     else if (owes)

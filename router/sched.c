@@ -10,7 +10,9 @@
 uint64_t td_sched_blocks(uint32_t n_prompt, uint32_t n_choices, uint32_t max_tokens)
 {
     uint64_t shared = n_prompt / TD_BLOCK_TOKENS;
-    uint64_t all = ((uint64_t)n_prompt + max_tokens + TD_BLOCK_TOKENS - 1) / TD_BLOCK_TOKENS;
+    /* the last token is never computed, so it has no row */
+    uint64_t rows = (uint64_t)n_prompt + (max_tokens ? max_tokens - 1 : 0);
+    uint64_t all = (rows + TD_BLOCK_TOKENS - 1) / TD_BLOCK_TOKENS;
     return shared + (all - shared) * n_choices;
 }
 

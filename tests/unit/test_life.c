@@ -308,6 +308,19 @@ static void stale_ticket_blames_decode(void **state)
     assert_true(cancels(&f, TD_LEG_DECODE));
 }
 
+/* a prefill worker that dies after the hand-over takes no stream with it */
+static void prefill_dies_after_commit(void **state)
+{
+    fixture f;
+    begin(&f, 1, 4);
+    to_ticket(&f);
+    first(&f, 1, ids3, 0, 0);
+    status(&f, TD_LEG_PREFILL, TD_UNAVAILABLE);
+    assert_int_equal(f.a.n, 0);
+    run_at(&f, 1, 0, 1, 11, 1);
+    assert_int_equal(find(&f, TD_LIFE_END)->error, TD_ERROR_NONE);
+}
+
 /* max_tokens 1: P alone, D is never asked */
 static void alone(void **state)
 {
@@ -525,6 +538,7 @@ int main(void)
         cmocka_unit_test(no_room),
         cmocka_unit_test(request_errors_end_it),
         cmocka_unit_test(stale_ticket_blames_decode),
+        cmocka_unit_test(prefill_dies_after_commit),
         cmocka_unit_test(alone),
         cmocka_unit_test(first_tokens_end_all),
         cmocka_unit_test(recovery_of_choices),

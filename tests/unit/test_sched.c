@@ -45,11 +45,11 @@ static td_sched_verdict choose(pool *f)
 static void blocks(void **state)
 {
     assert_int_equal(td_sched_blocks(64, 1, 64), 2);
-    assert_int_equal(td_sched_blocks(65, 1, 63), 2);
-    assert_int_equal(td_sched_blocks(65, 1, 64), 3);
-    assert_int_equal(td_sched_blocks(100, 4, 28),
-                     1 + 4 * 1); /* the full block shared, the partial one copied */
-    assert_int_equal(td_sched_blocks(100, 4, 29), 1 + 4 * 2);
+    assert_int_equal(td_sched_blocks(65, 1, 64), 2); /* the last token has no row */
+    assert_int_equal(td_sched_blocks(65, 1, 65), 3);
+    /* the full block shared, the partial one copied */
+    assert_int_equal(td_sched_blocks(100, 4, 29), 1 + 4 * 1);
+    assert_int_equal(td_sched_blocks(100, 4, 30), 1 + 4 * 2);
 }
 
 static void least_loaded(void **state)
