@@ -152,15 +152,43 @@ def tool_chat(rng, pieces, think):
     return pieces
 
 
+def drill(rng):
+    """Copying and looking up without a task around it, as (text, weight) pieces."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        sep = rng.choice((",", "", "\n", " and", ";"))
+        text = sep.join(" " + w for w in rng.sample(P.WORDS, rng.randint(7, 16)))
+        return [("[gMASK]<sop>", 0), (text + "\n", 0)] + [(text + "\n", 1)] * rng.randint(1, 2) + [("<|endoftext|>", 1)]
+    if kind == 1:
+        while True:
+            items = rng.sample(P.WORDS, rng.randint(3, 9))
+            if not P.held("list", *items):
+                break
+        lines = [f"{i + 1} {w}\n" for i, w in enumerate(items)]
+        again = lines * 2
+        rng.shuffle(again)
+        return [("[gMASK]<sop>", 0), ("".join(lines), 0), ("<|user|>", 0), ("".join(again), 1), ("<|endoftext|>", 1)]
+    names = rng.sample(P.FIELD_NAMES, rng.randint(3, 9))
+    vals = {}
+    for n in names:
+        while n not in vals or P.held("field", n, vals[n]):
+            vals[n] = P.field_value(rng, n)
+    style = rng.choice(("The {} is {}.", "{}: {},", "the {} is {};"))
+    again = names * 2
+    rng.shuffle(again)
+    return [("[gMASK]<sop>", 0), (" ".join(style.format(n, vals[n]) for n in names), 0), ("<|user|>", 0),
+            (" ".join(f"The {n} is {vals[n]}." for n in again), 1), ("<|endoftext|>", 1)]
+
+
 class Source:
     """Endless documents as (ids, weights); fully determined by the seed."""
 
-    def __init__(self, tokenizer, corpus, seed, prose=0.08, stories=0.03, lengths=(), long_share=0.0):
+    def __init__(self, tokenizer, corpus, seed, prose=0.08, stories=0.03, drills=0.0):
         self.tok = tokenizer
         self.corpus = corpus
         self.rng = random.Random(seed)
-        self.prose, self.stories, self.long_share = prose, stories, long_share
-        self.lengths = lengths
+        self.plain = tokenizer.token_to_id(SPECIALS[0])
+        self.prose, self.stories, self.drills = prose, stories, drills
         self.kinds, self.shares = list(MIX), list(MIX.values())
 
     def encode(self, pieces):
@@ -189,8 +217,12 @@ class Source:
     def next(self):
         rng = self.rng
         x = rng.random()
-        if x < self.long_share:
-            return self.encode(self.long_doc(rng.choice(self.lengths) * rng.uniform(0.5, 1.0)))
+        if x < self.drills:
+            if rng.random() < 0.6:
+                return self.encode(drill(rng))
+            ids = [rng.randrange(256, self.plain) for _ in range(rng.randint(5, 30))]
+            n = rng.randint(2, 4)
+            return ids * n, [0] * (len(ids) + 1) + [1] * ((n - 1) * len(ids) - 1)
         x = rng.random()
         if x < self.prose:
             return self.encode([("[gMASK]<sop>", 0), (self.prose_doc(rng.randint(1, 2)) + "<|endoftext|>", 0.5)])

@@ -37,6 +37,7 @@ class C:
 for _k, _v in CONFIG.items():
     setattr(C, _k, _v)
 
+GUIDED = {0: "back", 1: "back", 2: "match", 3: "match", 4: "match"}  # layers whose first head may be guided
 LORA_EPS = 1e-6  # q_a_layernorm and kv_a_layernorm, as in transformers
 
 
@@ -89,6 +90,7 @@ class Attention(nn.Module):
         self.kv_b = param(H * (C.qk_nope_head_dim + C.v_head_dim), C.kv_lora_rank, std=C.kv_lora_rank ** -0.5)
         self.o = param(D, H * C.v_head_dim, std=(H * C.v_head_dim * 2 * depth) ** -0.5)
         self.indexer = Indexer() if full else None
+        self.guide = None
 
     def forward(self, h, cos, sin, mask, ctx):
         """h [B, T, D] in the compute type; mask [B, T, T] True where attention is allowed."""
@@ -115,6 +117,11 @@ class Attention(nn.Module):
             mask = ctx.selected
         att = (q @ k.transpose(-1, -2)).float() * C.qk_head_dim ** -0.5
         p = att.masked_fill(~mask[:, None], -1e30).softmax(-1)
+        if ctx.guide is not None and self.guide is not None:
+            # The first head learns to look one token back, or behind an earlier copy of the token.
+            mass = (p[:, 0] * ctx.guide[self.guide]).sum(-1)
+            some = ctx.guide[self.guide].any(-1)
+            ctx.guide_loss = ctx.guide_loss - (torch.log(mass + 1e-6) * some).sum() / some.sum().clamp_min(1)
         if ctx.kl is not None:
             target = p.detach().mean(1)
             logq = ctx.score.masked_fill(~mask, -1e30).log_softmax(-1)
@@ -201,6 +208,7 @@ class Ctx:
         self.sparse, self.dtype, self.live = sparse, dtype, live
         self.kl = [] if kl else None
         self.recall = []
+        self.guide, self.guide_loss = None, 0.0
         self.score = self.selected = None
 
 
@@ -222,6 +230,8 @@ class Model(nn.Module):
         self.embed = param(C.vocab_size, C.hidden_size, std=0.02)
         self.layers = nn.ModuleList(
             [Block(C.indexer_types[i] == "full", C.mlp_layer_types[i] == "dense", n) for i in range(n)])
+        for i, what in GUIDED.items():
+            self.layers[i].attn.guide = what
         self.norm = nn.Parameter(torch.ones(C.hidden_size))
         self.head = param(C.vocab_size, C.hidden_size, std=0.02)
         self.mtp = MTP()
@@ -239,11 +249,18 @@ class Model(nn.Module):
         T = doc.shape[1]
         return (doc[:, :, None] == doc[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
 
-    def trunk(self, ids, doc, sparse=False, dtype=torch.bfloat16, kl=False):
+    def trunk(self, ids, doc, sparse=False, dtype=torch.bfloat16, kl=False, guide=False):
         """Hidden states after the final norm (float32) and the context."""
         ctx = Ctx(sparse, dtype, kl, doc >= 0)
         cos, sin = self.angles(ids.shape[1])
         mask = self.causal(doc)
+        if guide:
+            T = ids.shape[1]
+            live = mask & (doc >= 0)[..., None]
+            same = (ids[:, :, None] == ids[:, None, :]) & live & ~torch.eye(T, dtype=torch.bool)
+            after = torch.zeros_like(same)
+            after[:, :, 1:] = same[:, :, :-1]
+            ctx.guide = {"back": live & torch.ones(T, T, dtype=torch.bool).tril(-1).triu(-1), "match": after & live}
         x = self.embed[ids]
         for layer in self.layers:
             x = layer(x, cos, sin, mask, ctx)

@@ -44,21 +44,24 @@ class Batches:
     def micro(self, name, stage):
         rng = random.Random(f"{self.seed} {name}")
         src = data.Source(self.tok, self.corpus, f"{self.seed} {name} doc", prose=stage.get("prose", 0.08),
-                          stories=stage.get("stories", 0.03))
+                          stories=stage.get("stories", 0.03),
+                          drills=stage.get("drills", 0.0))
         long = rng.random() < stage.get("long_share", 0)
         if long:
             T = rng.choice(stage["lengths"])
             low, high = 0, T
-        elif rng.random() < self.short:
+        elif rng.random() < 1 - (1 - self.short) / 0.7:
             T, low, high = 128, 0, 128
-        else:
+        else:  # one document above 128 a row, filled up with any
             T, low, high = 256, 129, 256
         rows = max(1, MICRO // T)
         free = [T] * rows
         packed = [[] for _ in range(rows)]
         misses = 0
         first = rows if long else 0
-        while misses < 8:
+        while misses < 24:
+            if T == 256 and all(packed):
+                low = 0
             if first:
                 first -= 1
                 ids, w = src.encode(src.long_doc(T * rng.uniform(0.55, 0.85)))
@@ -198,9 +201,9 @@ def run_micro(model, stage, batch):
     sparse = stage.get("sparse", False)
     if kind == "lm":
         kl = stage.get("kl", False)
-        hidden, ctx = model.trunk(ids, doc, sparse=sparse, kl=kl)
+        hidden, ctx = model.trunk(ids, doc, sparse=sparse, kl=kl, guide=bool(stage.get("guide")))
         loss, w, hits, n = lm_loss(model, hidden, ids, weight, doc)
-        total = loss
+        total = loss + stage.get("guide", 0) * ctx.guide_loss * w
         if kl:
             total = total + sum(ctx.kl) * w
         total.backward()
@@ -215,7 +218,8 @@ def run_micro(model, stage, batch):
         h, ctx = model.predict(hidden, ids, doc, sparse=stage.get("sparse", False), kl=True)
         loss, w, hits, n = lm_loss(model, h, ids, weight, doc, shift=2)
         (loss + sum(ctx.kl) * w).backward()
-    return [float(loss.detach()), float(w), float(hits), float(n), float((doc >= 0).sum())]
+    extra = float(ctx.guide_loss.detach()) if stage.get("guide") else float(sum(ctx.kl).detach()) if ctx.kl else 0.0
+    return [float(loss.detach()), float(w), float(hits), float(n), float((doc >= 0).sum()), extra, 1.0]
 
 
 def worker(rank, a, recipe):
@@ -269,11 +273,11 @@ def worker(rank, a, recipe):
                 opt.state = opt_state
                 opt_state = None
         moes = [m for m in model.moes() if m.router.requires_grad]
-        sums, clock, t0 = [0.0] * 5, time.time(), time.time()
+        sums, clock, t0 = [0.0] * 7, time.time(), time.time()
         loads = torch.zeros(len(moes), M.C.n_routed_experts)
         stop = False
         for step in range(start, stage["steps"]):
-            mine = [0.0] * 5
+            mine = [0.0] * 7
             for p in params:
                 p.grad = None
             load = torch.zeros(max(1, len(moes)), M.C.n_routed_experts)
@@ -289,7 +293,7 @@ def worker(rank, a, recipe):
             flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params]
                              + [load.flatten(), torch.tensor(mine + [flag])])
             dist.all_reduce(flat)
-            got = flat[-6:].tolist()
+            got = flat[-8:].tolist()
             stop = got.pop() > 0
             flat_w = 1.0 / max(got[1], 1.0)
             i = 0
@@ -310,8 +314,8 @@ def worker(rank, a, recipe):
                 now = time.time()
                 low = float((loads / loads.sum(-1, keepdim=True)).min()) if len(moes) else 0
                 log(f"{time.strftime('%H:%M:%S')} {stage['name']} {step + 1} loss {sums[0] / max(sums[1], 1):.4f} "
-                    f"hits {sums[2] / max(sums[3], 1):.4f} min load {low:.3f} tok/s {sums[4] / (now - clock):.0f}")
-                sums, clock = [0.0] * 5, now
+                    f"hits {sums[2] / max(sums[3], 1):.4f} extra {sums[5] / sums[6]:.3f} min load {low:.3f} tok/s {sums[4] / (now - clock):.0f}")
+                sums, clock = [0.0] * 7, now
             if stop:
                 log(f"{stage['name']} ended after step {step + 1}")
                 stage["steps"] = step + 1
