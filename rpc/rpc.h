@@ -61,12 +61,17 @@ typedef struct td_rpc_config {
     uint32_t max_sessions;     /* bind: default 1024 */
     size_t max_message_bytes;  /* default 16 MiB */
     size_t session_credit_bytes; /* default 8 MiB */
+    uint32_t max_streams;      /* calls of one session, both directions; default 1024 */
     td_rpc_ops ops;
     void *arg;
 } td_rpc_config;
 
+/* 0; -EINVAL, -EACCES, -EADDRINUSE ... with text. A dialled one connects in the background and says HELLO again, with
+ * backoff, whenever it has no session. Two diallers of one process to one binder need different epochs: a HELLO replaces
+ * the session of its epoch. */
 int td_rpc_open(td_loop *l, const td_rpc_config *config, td_rpc **ret_rpc, td_err *reterr_err);
-/* Every call gets its STATUS (CANCELLED), every session on_down. */
+/* Every call gets its STATUS (CANCELLED), every session on_down. Incoming calls still need their td_call_finish(). Not from
+ * inside a callback of this td_rpc. NULL is fine. */
 void td_rpc_close(td_rpc *r);
 /* The endpoint in use (a tcp port 0 is resolved). Borrowed. */
 const char *td_rpc_endpoint(const td_rpc *r);
@@ -78,6 +83,7 @@ void *td_session_user(const td_session *s);
 const char *td_session_name(const td_session *s); /* from HELLO, printable */
 uint32_t td_session_number(const td_session *s);
 int td_session_is_draining(const td_session *s); /* GOAWAY seen */
+/* End the session (on_down follows from the loop, not from inside); the peer is told. */
 void td_session_close(td_session *s, const char *reason);
 
 /* Outgoing calls. */
@@ -96,13 +102,16 @@ typedef struct td_call_spec {
     td_str request_id;       /* for logs on the other side */
     uint32_t attempt;
     td_call *parent;         /* incoming call whose end cancels this one; NULL */
-    uint32_t credit;         /* response messages the callee may stream ahead; 0 = 64; renewed as they are consumed */
+    uint32_t credit;         /* response messages the callee may stream ahead; 0 = 64 */
+    int manual_credit;       /* 0: credit is renewed when on_data returns; 1: only by td_call_consume() (slow readers) */
     td_call_ops ops;
     void *arg;
 } td_call_spec;
 
 /* 0 (exactly one on_status will follow, never from inside this function); -ENOTCONN; -ENOBUFS; -E2BIG. */
 int td_call_start(const td_call_spec *spec, td_call **ret_call);
+/* manual_credit: n delivered messages are done with; the callee may send as many more. */
+void td_call_consume(td_call *c, uint32_t n);
 /* Ask the callee to stop; on_status still follows (CANCELLED, or the real one if it crossed). Idempotent. */
 void td_call_cancel(td_call *c, const char *reason);
 
@@ -112,7 +121,7 @@ td_str td_call_request_id(const td_call *c);
 uint32_t td_call_attempt(const td_call *c);
 /* Remaining time, microseconds; 0 = passed. */
 uint64_t td_call_remaining_us(const td_call *c);
-/* on_cancel runs once if the caller cancels, its deadline passes or the session ends before td_call_finish(); afterwards
+/* At once if that has happened already. on_cancel runs once if the caller cancels, its deadline passes or the session ends before td_call_finish(); afterwards
  * the callee must still call td_call_finish() exactly once (it frees the call). */
 void td_call_on_cancel(td_call *c, void (*fn)(void *arg, td_call *c), void *arg);
 int td_call_is_cancelled(const td_call *c);
@@ -124,7 +133,8 @@ void td_call_on_credit(td_call *c, void (*fn)(void *arg, td_call *c), void *arg)
 /* End the call. message/error of status are copied; NULL status = OK. Frees c. */
 void td_call_finish(td_call *c, const td_status *status);
 
-/* One BATCH per engine step: begin, add deltas of calls of this session, end. add: as td_call_send. An empty batch with no
+/* Between begin and end, td_call_send() joins the batch and td_call_finish() takes effect after it.
+ * One BATCH per engine step: begin, add deltas of calls of this session, end. add: as td_call_send. An empty batch with no
  * load is not sent. */
 void td_batch_begin(td_session *s, uint64_t step);
 int td_batch_add(td_call *c, const void *message, size_t n);
