@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's public boundary in three nouns: td_model (weights), td_engine (scratch and KV pool), td_seq (one timeline).
- * Lane thread only. A step runs any mixture of prefill chunks and decode rows; the tokens of a sequence do not depend on
- * what else is in the step (promise 1).
+/* The engine's public boundary in three nouns: td_model (weights), td_engine (scratch and KV pool),
+ * td_seq (one timeline). Lane thread only. A step runs any mixture of prefill chunks and decode
+ * rows; the tokens of a sequence do not depend on what else is in the step (promise 1).
  *
- * A sequence holds ids (prompt, then emitted) of which the first n_computed have their KV rows in its blocks. The token
- * after the last id is sampled when a step computes the last id. Position of a token = its index in ids. */
+ * A sequence holds ids (prompt, then emitted) of which the first n_computed have their KV rows in
+ * its blocks. The token after the last id is sampled when a step computes the last id. Position of
+ * a token = its index in ids. */
 #ifndef TD_ENGINE_ENGINE_H
 #define TD_ENGINE_ENGINE_H
 
@@ -27,7 +28,8 @@ typedef struct td_engine_limits {
 } td_engine_limits;
 
 /* model is borrowed and must outlive the engine. All memory a step needs is allocated here. */
-int td_engine_open(td_model *model, const td_engine_limits *limits, td_engine **ret_engine, td_err *reterr_err);
+int td_engine_open(td_model *model, const td_engine_limits *limits, td_engine **ret_engine,
+                   td_err *reterr_err);
 void td_engine_free(td_engine *e); /* every sequence must be freed before */
 td_kv_pool *td_engine_pool(td_engine *e);
 const td_model_info *td_engine_info(const td_engine *e);
@@ -35,11 +37,12 @@ const td_model_info *td_engine_info(const td_engine *e);
 typedef enum td_finish { TD_FINISH_NONE, TD_FINISH_STOP, TD_FINISH_LENGTH } td_finish;
 
 typedef struct td_seq_spec {
-    const uint32_t *ids; /* prompt, then ids already emitted (a recovery); copied */
+    const uint32_t *ids;    /* prompt, then ids already emitted (a recovery); copied */
     size_t n_ids, n_prompt; /* 1 <= n_prompt <= n_ids; every id < vocab_size (checked) */
     td_sampling sampling;   /* bias is copied */
     uint32_t choice;        /* index of this choice, part of the random counter */
-    uint64_t max_tokens;    /* emitted tokens at most; >= 1. prompt + max_tokens <= max_context is the caller's check too */
+    uint64_t max_tokens; /* emitted tokens at most; >= 1. prompt + max_tokens <= max_context is the
+                            caller's check too */
     uint64_t min_tokens;
     int ignore_eos;
     const uint32_t *stop_ids; /* besides the model's eos ids; copied */
@@ -51,19 +54,20 @@ typedef struct td_seq_spec {
 int td_seq_new(td_engine *e, const td_seq_spec *spec, td_seq **ret_seq, td_err *reterr_err);
 void td_seq_free(td_seq *s); /* unrefs its blocks; NULL is fine */
 
-/* Take cached blocks for the leading ids; whole blocks, at most n_ids - 1 tokens. Only on a sequence with no blocks.
- * Returns tokens covered (n_computed afterwards). */
+/* Take cached blocks for the leading ids; whole blocks, at most n_ids - 1 tokens. Only on a
+ * sequence with no blocks. Returns tokens covered (n_computed afterwards). */
 size_t td_seq_attach_prefix(td_seq *s);
 /* Make sure blocks exist for n_tokens tokens in all. -ENOSPC: nothing changed. */
 int td_seq_reserve(td_seq *s, size_t n_tokens);
-/* Declare that the first n_tokens tokens' rows are present in its blocks (a handoff was verified). Full blocks are indexed. */
+/* Declare that the first n_tokens tokens' rows are present in its blocks (a handoff was verified).
+ * Full blocks are indexed. */
 void td_seq_set_computed(td_seq *s, size_t n_tokens);
-/* New sequence with the same ids, computed rows and parameters but another choice: full blocks shared, the partial one
- * copied. -ENOSPC, -ENOMEM. */
+/* New sequence with the same ids, computed rows and parameters but another choice: full blocks
+ * shared, the partial one copied. -ENOSPC, -ENOMEM. */
 int td_seq_fork(td_seq *s, uint32_t choice, td_seq **ret_seq);
-/* Append an emitted token (own sample, or the first token told by a commit). Returns why the sequence ended, if it did:
- * stop id or eos (unless ignored; never before min_tokens) -> STOP, max_tokens reached -> LENGTH. The stop id itself is
- * part of ids but not text. */
+/* Append an emitted token (own sample, or the first token told by a commit). Returns why the
+ * sequence ended, if it did: stop id or eos (unless ignored; never before min_tokens) -> STOP,
+ * max_tokens reached -> LENGTH. The stop id itself is part of ids but not text. */
 td_finish td_seq_append(td_seq *s, uint32_t id);
 
 /* Views, valid until the next call that changes the sequence. */
@@ -76,19 +80,23 @@ const uint8_t *td_seq_hashes(td_seq *s, size_t *ret_n);
 
 typedef struct td_step_item {
     td_seq *seq;
-    uint32_t n_tokens;  /* ids to compute now, from td_seq_computed(); >= 1; blocks must be reserved */
-    uint32_t n_samples; /* choices to sample when the last id is computed in this step (choice, choice+1, ...); 0 = none.
-                         * Decode: 1. Results lie one after another. */
+    uint32_t
+        n_tokens; /* ids to compute now, from td_seq_computed(); >= 1; blocks must be reserved */
+    uint32_t n_samples; /* choices to sample when the last id is computed in this step (choice,
+                         * choice+1, ...); 0 = none. Decode: 1. Results lie one after another. */
     int want_logits;    /* copy the last row's logits into ret_logits (tests, logits dumps) */
     float *ret_logits;  /* [vocab_size] */
-    td_logprob *ret_prompt_lp; /* not NULL: [n_tokens], entry i = logprob of the id that follows computed id i, with
-                                * prompt_top alternatives; the last prompt row has no following id: entry untouched */
+    td_logprob *ret_prompt_lp; /* not NULL: [n_tokens], entry i = logprob of the id that follows
+                                * computed id i, with prompt_top alternatives; the last prompt row
+                                * has no following id: entry untouched */
     uint32_t prompt_top;
 } td_step_item;
 
-/* Run one step. samples: room for the sum of n_samples, in item order. After success each sequence's computed count grew
- * by n_tokens and blocks that became full are indexed under their hash. 0; -EINVAL (limits, nothing ran); -EIO (a kernel
- * failed or produced NaN: the step's rows are undefined and their sequences must be freed). */
-int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items, td_sample *ret_samples);
+/* Run one step. samples: room for the sum of n_samples, in item order. After success each
+ * sequence's computed count grew by n_tokens and blocks that became full are indexed under their
+ * hash. 0; -EINVAL (limits, nothing ran); -EIO (a kernel failed or produced NaN: the step's rows
+ * are undefined and their sequences must be freed). */
+int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
+                   td_sample *ret_samples);
 
 #endif

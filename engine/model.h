@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A loaded checkpoint: configuration, weights bound to named slots, numerics profile, KV layout. Immutable after open.
- * Opened by one thread; afterwards used by the lane thread only. No socket, no log. */
+/* A loaded checkpoint: configuration, weights bound to named slots, numerics profile, KV layout.
+ * Immutable after open. Opened by one thread; afterwards used by the lane thread only. No socket,
+ * no log. */
 #ifndef TD_ENGINE_MODEL_H
 #define TD_ENGINE_MODEL_H
 
@@ -16,11 +17,13 @@ typedef enum td_kv_kind { TD_KV_LATENT, TD_KV_INDEX, TD_KV_GQA, TD_KV_MTP } td_k
 
 typedef struct td_kv_group {
     td_kv_kind kind;
-    uint32_t first_layer, n_layers; /* of the rows of this kind; index groups count full layers only */
-    uint64_t offset, bytes;         /* within a block */
+    uint32_t first_layer,
+        n_layers;           /* of the rows of this kind; index groups count full layers only */
+    uint64_t offset, bytes; /* within a block */
 } td_kv_group;
 
-/* Block layout (architecture, section 3a): block-major, [group][layer][64][row]. hash = BLAKE2b-128 of its canonical text. */
+/* Block layout (architecture, section 3a): block-major, [group][layer][64][row]. hash = BLAKE2b-128
+ * of its canonical text. */
 typedef struct td_kv_layout {
     uint64_t block_bytes;
     uint32_t n_groups;
@@ -31,10 +34,11 @@ typedef struct td_kv_layout {
 typedef struct td_model td_model;
 
 typedef struct td_model_options {
-    const char *isa;      /* "auto" or "ref" */
+    const char *isa;         /* "auto" or "ref" */
     td_dtype act, kv, index; /* TD_F32 or TD_BF16 */
-    uint32_t n_threads;   /* engine threads incl. the caller of step; 0 = one per core in the list, or per granted core */
-    const int *cores;     /* cores to pin to, borrowed for the call; NULL = do not pin */
+    uint32_t n_threads; /* engine threads incl. the caller of step; 0 = one per core in the list, or
+                           per granted core */
+    const int *cores;   /* cores to pin to, borrowed for the call; NULL = do not pin */
     uint32_t n_cores;
     uint32_t rank, n_ranks; /* 0 of 1 is the only value accepted; others -ENOTSUP by name */
     int strict;
@@ -49,15 +53,17 @@ typedef struct td_model_info {
     uint32_t index_topk; /* 0: the architecture has no indexer */
     uint32_t eos_ids[TD_EOS_MAX], n_eos;
     uint8_t model_hash[32], config_hash[32], tokenizer_hash[32];
-    const char *profile;      /* canonical text, one key=value a line, sorted */
+    const char *profile; /* canonical text, one key=value a line, sorted */
     uint8_t profile_id[16];
     uint64_t weight_bytes;
     td_kv_layout kv;
 } td_model_info;
 
-/* Open DIR: config.json, generation_config.json (optional), model.safetensors or the sharded form. Strict: see the checks
- * of the model specification's section 9. On failure nothing is kept and the text names file, tensor or field. */
-int td_model_open(const char *dir, const td_model_options *options, td_model **ret_model, td_err *reterr_err);
+/* Open DIR: config.json, generation_config.json (optional), model.safetensors or the sharded form.
+ * Strict: see the checks of the model specification's section 9. On failure nothing is kept and the
+ * text names file, tensor or field. */
+int td_model_open(const char *dir, const td_model_options *options, td_model **ret_model,
+                  td_err *reterr_err);
 void td_model_free(td_model *m);
 const td_model_info *td_model_get_info(const td_model *m);
 

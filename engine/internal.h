@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared by the engine's own files: the model's named slots, and the buffers of a step. */
+#ifndef TD_ENGINE_INTERNAL_H
+#define TD_ENGINE_INTERNAL_H
+
+#include <stdint.h>
+
+#include "engine/config.h"
+#include "engine/engine.h"
+#include "engine/model.h"
+#include "engine/probe.h"
+#include "kernels/kernels.h"
+
+/* Named weight slots of one layer. Absent ones are NULL. */
+typedef struct td_layer {
+    td_tensor *in_norm, *post_norm;
+    /* latent attention */
+    td_tensor *q_a, *q_a_norm, *q_b, *kv_a, *kv_a_norm, *w_uk, *w_uv, *o;
+    td_tensor *index_q, *index_k, *index_w, *index_norm, *index_bias;
+    /* grouped-query attention */
+    td_tensor *q, *k, *v, *q_norm, *k_norm;
+    /* MLP: dense, or experts with their router and the shared expert */
+    td_tensor *gate, *up, *down;
+    td_tensor *router, *router_bias, *expert_gate, *expert_up, *expert_down, *shared_gate,
+        *shared_up, *shared_down;
+    uint64_t kv_offset, index_offset; /* of its rows within a block */
+} td_layer;
+
+/* A rank's share of heads and widths; n_ranks = 1 until tensor parallelism lands. */
+typedef struct td_shard {
+    uint32_t rank, n_ranks;
+} td_shard;
+
+struct td_model {
+    td_config config;
+    td_model_info info;
+    const td_backend *backend;
+    td_shard shard;
+    td_dtype act, kv, index, block_dtype, head_dtype; /* the last two: of the checkpoint */
+    uint32_t n_threads, n_cores;
+    int *cores;
+    char *profile;
+    td_tensor *embed, *norm, *head; /* head == embed when tied */
+    td_layer *layers;
+    td_tensor **owned; /* every tensor once, for free */
+    size_t n_owned, cap_owned;
+};
+
+/* Buffers of one step; [T] rows each, backend memory. Which exist depends on the architecture. */
+typedef struct td_buffers {
+    float *x, *delta, *h, *h32, *partial;
+    float *q_a, *qr, *q, *kv_a, *q_lat, *o_lat, *o;
+    float *index_q, *index_k, *index_w, *index_margin;
+    uint32_t *selected, *n_selected;
+    float *k, *v;
+    float *scores, *route_weights, *route_margin;
+    uint32_t *experts;
+    float *act;
+    float *logits;
+} td_buffers;
+
+struct td_engine {
+    td_model *model;
+    const td_backend *be;
+    td_queue *queue;
+    td_engine_limits limits;
+    td_kv_pool *pool;
+    td_step step;
+    td_buffers buf;
+    void **mem; /* every backend allocation, for free */
+    size_t n_mem;
+    float *inv_freq;
+    /* host side of the step, copied to the backend's memory */
+    uint32_t *ids, *positions, *seq_of, *logit_rows;
+    float *rope_cos, *rope_sin;
+    uint32_t *dev_ids, *dev_positions, *dev_seq_of, *dev_logit_rows, *dev_tables;
+    float *dev_cos, *dev_sin;
+    uint32_t n_seqs_open;
+    void *sample_scratch; /* one per thread */
+    size_t sample_scratch_bytes;
+    const td_probe *probe;
+};
+
+struct td_seq {
+    td_engine *engine;
+    uint32_t *ids;
+    size_t n_ids, cap_ids, n_prompt, n_computed,
+        n_indexed; /* n_indexed: leading blocks already offered to the index */
+    td_block *blocks;
+    size_t n_blocks, cap_blocks;
+    uint8_t *hashes; /* [cap_hashes][16], n_hashes of them known */
+    size_t n_hashes, cap_hashes;
+    td_sampling sampling;
+    td_logit_bias *bias;
+    uint32_t choice;
+    uint64_t max_tokens, min_tokens;
+    int ignore_eos;
+    uint32_t *stops; /* eos ids (unless ignored), then stop ids: what may end it, and what
+                        min_tokens suppresses */
+    uint32_t n_stops;
+    uint8_t prefix_key[32];
+};
+
+/* layout.c */
+void td_kv_layout_make(const td_config *c, td_dtype kv, td_dtype index, td_layer *layers,
+                       td_kv_layout *ret_layout);
+/* weights.c: bind every tensor of the checkpoint to its slot; hash included. */
+int td_weights_load(td_model *m, const char *dir, const td_model_options *o, td_err *reterr_err);
+void td_weights_free(td_model *m);
+/* One forward pass over the step's rows, up to the normed operand buf.h. */
+void td_glm_moe_dsa_forward(td_engine *e);
+void td_qwen3_forward(td_engine *e);
+/* SwiGLU shared by both, in glm_moe_dsa.c: buf.h -> buf.delta. */
+void td_dense_mlp(td_engine *e, const td_layer *l);
+/* seq.c: rows of n more tokens are computed; index the blocks that became full. */
+void td_seq_advance(td_seq *s, size_t n);
+/* sampler.c: fill a row whose edits live in scratch (td_sampler_scratch_bytes). */
+struct td_sample_row;
+void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, const uint32_t *ids,
+                    size_t n, size_t n_prompt, uint32_t choice, const uint32_t *suppress,
+                    uint32_t n_suppress, void *scratch, struct td_sample_row *row);
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One step: lay out the rows of all items, run the forward pass, take logits in groups, draw, move
+ * the sequences on. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/bug.h"
+#include "base/prefix.h"
+#include "engine/internal.h"
+#include "kernels/math.h"
+#include "kernels/sample.h"
+
+#include "base/banned.h"
+
+static int check_items(const td_engine *e, const td_step_item *items, uint32_t n_items)
+{
+    size_t rows = 0;
+    if (n_items == 0 || n_items > e->limits.max_seqs)
+        return -EINVAL;
+    for (uint32_t i = 0; i < n_items; i++) {
+        const td_step_item *it = &items[i];
+        const td_seq *s = it->seq;
+        size_t end = s->n_computed + it->n_tokens;
+        if (it->n_tokens == 0 || end > s->n_ids || end > s->n_blocks * TD_BLOCK_TOKENS)
+            return -EINVAL;
+        if ((it->n_samples || it->want_logits) && end != s->n_ids)
+            return -EINVAL;
+        rows += it->n_tokens;
+    }
+    return rows <= e->limits.max_rows ? 0 : -EINVAL;
+}
+
+static void upload(td_engine *e, void *dst, const void *src, size_t n)
+{
+    e->be->copy(e->queue, dst, src, n * 4);
+}
+
+static void lay_out(td_engine *e, const td_step_item *items, uint32_t n_items)
+{
+    uint32_t t = 0, pairs = e->model->config.rope_dims / 2;
+    td_step *st = &e->step;
+    st->max_context = 0;
+    for (uint32_t i = 0; i < n_items; i++) {
+        const td_seq *s = items[i].seq;
+        upload(e, e->dev_tables + (size_t)i * st->table_stride, s->blocks, s->n_blocks);
+        for (uint32_t k = 0; k < items[i].n_tokens; k++, t++) {
+            uint32_t pos = (uint32_t)s->n_computed + k;
+            e->ids[t] = s->ids[pos];
+            e->positions[t] = pos;
+            e->seq_of[t] = i;
+            td_rope_row(e->inv_freq, pairs, pos, e->rope_cos + (size_t)t * pairs,
+                        e->rope_sin + (size_t)t * pairs);
+            st->max_context = pos + 1 > st->max_context ? pos + 1 : st->max_context;
+        }
+    }
+    st->n_rows = t;
+    st->n_seqs = n_items;
+    upload(e, e->dev_ids, e->ids, t);
+    upload(e, e->dev_positions, e->positions, t);
+    upload(e, e->dev_seq_of, e->seq_of, t);
+    upload(e, e->dev_cos, e->rope_cos, (size_t)t * pairs);
+    upload(e, e->dev_sin, e->rope_sin, (size_t)t * pairs);
+}
+
+/* Logits of the n rows in e->logit_rows. */
+static int run_logits(td_engine *e, uint32_t n)
+{
+    e->step.n_logits = n;
+    upload(e, e->dev_logit_rows, e->logit_rows, n);
+    e->be->logits(e->queue, &e->step, e->buf.h, e->model->head, e->buf.logits);
+    return e->be->finish(e->queue);
+}
+
+/* Prompt logprobs of one item, in groups of as many rows as the logits buffer holds. */
+static int prompt_logprobs(td_engine *e, const td_step_item *it, uint32_t first_row)
+{
+    const td_seq *s = it->seq;
+    uint32_t vocab = e->model->config.vocab, left = it->n_tokens;
+    if (s->n_computed + left == s->n_ids)
+        left--; /* the last id has no follower */
+    for (uint32_t at = 0; at < left;) {
+        uint32_t n = left - at < e->limits.max_seqs ? left - at : e->limits.max_seqs;
+        for (uint32_t i = 0; i < n; i++)
+            e->logit_rows[i] = first_row + at + i;
+        int r = run_logits(e, n);
+        if (r < 0)
+            return r;
+        for (uint32_t i = 0; i < n; i++)
+            td_sampler_logprob(e->buf.logits + (size_t)i * vocab, vocab,
+                               s->ids[s->n_computed + at + i + 1], it->prompt_top,
+                               &it->ret_prompt_lp[at + i]);
+        at += n;
+    }
+    return 0;
+}
+
+/* Draw n rows at a time, one per thread. */
+typedef struct draws {
+    td_engine *e;
+    uint32_t n;
+    td_sample_row rows[16];
+    td_sample *out[16];
+    const td_sampling *sampling[16];
+} draws;
+
+static void flush_draws(draws *d)
+{
+    td_engine *e = d->e;
+    e->be->sample(e->queue, d->rows, d->n);
+    for (uint32_t i = 0; i < d->n; i++) {
+        d->out[i]->id = d->rows[i].id;
+        if (d->sampling[i]->logprobs)
+            td_sampler_logprob(d->rows[i].logits, d->rows[i].vocab, d->rows[i].id,
+                               d->sampling[i]->n_top, &d->out[i]->lp);
+    }
+    d->n = 0;
+}
+
+static void draw(draws *d, const td_seq *s, const float *logits, uint32_t choice, td_sample *out)
+{
+    td_engine *e = d->e;
+    uint32_t width = e->model->n_threads < TD_ARRAY_LEN(d->rows) ? e->model->n_threads
+                                                                 : (uint32_t)TD_ARRAY_LEN(d->rows);
+    uint32_t n_suppress = s->n_ids - s->n_prompt < s->min_tokens ? s->n_stops : 0;
+    td_sampler_row(logits, e->model->config.vocab, &s->sampling, s->ids, s->n_ids, s->n_prompt,
+                   choice, s->stops, n_suppress,
+                   (char *)e->sample_scratch + d->n * e->sample_scratch_bytes, &d->rows[d->n]);
+    d->sampling[d->n] = &s->sampling;
+    d->out[d->n++] = out;
+    if (d->n == width)
+        flush_draws(d);
+}
+
+/* The last row of every item that samples or wants logits. */
+static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
+                     td_sample *ret_samples)
+{
+    uint32_t n = 0, row = 0, vocab = e->model->config.vocab;
+    for (uint32_t i = 0; i < n_items; i++) {
+        row += items[i].n_tokens;
+        if (items[i].n_samples || items[i].want_logits)
+            e->logit_rows[n++] = row - 1;
+    }
+    int r = n ? run_logits(e, n) : 0;
+    if (r < 0)
+        return r;
+    draws d = {.e = e};
+    const float *logits = e->buf.logits;
+    for (uint32_t i = 0; i < n_items; i++) {
+        const td_step_item *it = &items[i];
+        if (!it->n_samples && !it->want_logits)
+            continue;
+        if (it->want_logits)
+            e->be->copy(e->queue, it->ret_logits, logits, vocab * sizeof *logits);
+        for (uint32_t k = 0; k < it->n_samples; k++)
+            draw(&d, it->seq, logits, it->seq->choice + k, ret_samples++);
+        logits += vocab;
+    }
+    if (d.n)
+        flush_draws(&d);
+    return 0;
+}
+
+static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sample *ret_samples)
+{
+    lay_out(e, items, n_items);
+    (e->model->config.arch == TD_ARCH_GLM_MOE_DSA ? td_glm_moe_dsa_forward : td_qwen3_forward)(e);
+    int r = e->be->finish(e->queue);
+    for (uint32_t i = 0, row = 0; r >= 0 && i < n_items; row += items[i++].n_tokens)
+        if (items[i].ret_prompt_lp)
+            r = prompt_logprobs(e, &items[i], row);
+    return r < 0 ? r : last_rows(e, items, n_items, ret_samples);
+}
+
+int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
+                   td_sample *ret_samples)
+{
+    int r = check_items(e, items, n_items);
+    if (r < 0)
+        return r;
+    uint32_t fp = td_fp_flush();
+    r = run(e, items, n_items, ret_samples);
+    td_fp_restore(fp);
+    for (uint32_t i = 0; r >= 0 && i < n_items; i++)
+        td_seq_advance(items[i].seq, items[i].n_tokens);
+    return r;
+}
