@@ -106,8 +106,11 @@ static void on_call(void *arg, td_call *c, td_str method, td_str message)
         td_call_finish(c, NULL);
     } else if (td_str_eq(method, "t/Flood")) {
         td_call_set_user(c, (void *)(uintptr_t)1000);
+        td_call_on_cancel(c, on_cancelled, s);
         td_call_on_credit(c, flood, s);
         flood(s, c);
+    } else if (td_str_eq(method, "t/Deaf")) {
+        s->in[s->n_in++ % TD_ARRAY_LEN(s->in)] = c;
     } else if (td_str_eq(method, "t/Hold")) {
         td_call_on_cancel(c, on_cancelled, s);
         s->in[s->n_in++ % TD_ARRAY_LEN(s->in)] = c;
@@ -353,13 +356,9 @@ static void test_slow_consumer(void **state)
     WAIT(w, r.n_data, 25);
     td_call_cancel(c, "enough");
     td_call_cancel(c, "enough");
-    /* the callee of Flood has no cancel handler and finds out when it sends: it holds the call
-     * until the grace ends */
-    spin(w, (int *)&r.n_status, 1, 6 * TD_S);
+    WAIT(w, r.n_status, 1);
     assert_int_equal(r.code, TD_CANCELLED);
-    td_rpc_close(w->a.rpc);
-    w->a.rpc = NULL;
-    idle(w, 20000);
+    assert_int_equal(w->b.n_cancelled, 1);
     world_free(w);
 }
 
@@ -484,21 +483,18 @@ static void test_finish_after_close(void **state)
 {
     world *w = world_up();
     result r;
-    start(&w->a, "t/Flood", &r);
-    td_call_spec spec = spec_of(&w->a, "t/Flood", &r);
-    td_call *c;
-    spec.credit = 1;
-    spec.manual_credit = 1;
-    WAIT(w, r.n_status, 1);
-    r = (result){0};
-    assert_int_equal(td_call_start(&spec, &c), 0);
-    WAIT(w, r.n_data, 1);
+    start(&w->a, "t/Deaf", &r);
+    WAIT(w, w->b.n_in, 1);
     td_rpc_close(w->a.rpc);
     w->a.rpc = NULL;
     assert_int_equal(r.n_status, 1);
     assert_int_equal(r.code, TD_CANCELLED);
     WAIT(w, w->b.n_down, 1);
+    td_call *deaf = w->b.in[0];
+    assert_int_equal(td_call_is_cancelled(deaf), 1);
+    assert_int_equal(td_call_send(deaf, "x", 1), -ECANCELED);
     world_free(w);
+    td_call_finish(deaf, NULL);
 }
 
 /* Promise: a refused HELLO tells the dialling side why, who comes again and is taken when the

@@ -580,6 +580,27 @@ static void test_deadline_and_cancel(void **state)
     td_streams_free(s);
 }
 
+/* Promise: a callee that ignores CANCEL cannot hold the caller: the STATUS is made here after the
+ * grace. */
+static void test_cancel_grace(void **state)
+{
+    td_streams *s = one(1);
+    td_stream_out o;
+    td_streams_step(s, &(td_stream_event){.type = TD_EV_OPEN, .timeout_us = 900000000}, 0, &o);
+    td_streams_step(s, &(td_stream_event){.type = TD_EV_CANCEL, .stream = 1}, 10, &o);
+    assert_int_equal(o.n_up, 0);
+    for (uint64_t t = 50000; t < 100010; t += 25000) {
+        recv(s, t, (td_stream_frame){.type = TD_FRAME_PONG, .sequence = (uint32_t)(t / 25000 - 2)});
+        td_streams_step(s, &(td_stream_event){.type = TD_EV_TICK}, t, &o);
+        assert_int_equal(o.n_up, 0);
+    }
+    td_streams_step(s, &(td_stream_event){.type = TD_EV_TICK}, 100010, &o);
+    assert_int_equal(o.up[0].type, TD_UP_STATUS);
+    assert_int_equal(o.up[0].code, TD_CANCELLED);
+    assert_int_equal(td_streams_count(s), 0);
+    td_streams_free(s);
+}
+
 /* Promise: GOAWAY ends the calls that the peer never took, and lets the others go on. */
 static void test_goaway(void **state)
 {
@@ -656,6 +677,7 @@ int main(void)
         cmocka_unit_test(test_fencing),
         cmocka_unit_test(test_lag),
         cmocka_unit_test(test_deadline_and_cancel),
+        cmocka_unit_test(test_cancel_grace),
         cmocka_unit_test(test_goaway),
         cmocka_unit_test(test_more),
         cmocka_unit_test(test_peer_overdraws),
