@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/bug.h"
@@ -375,16 +376,14 @@ static double count_fds(void)
     return n;
 }
 
-/* Seconds since 1970 at which the machine started; 0 when unknown. */
+/* Seconds since 1970 at which the machine started. Not from /proc/stat: hardened units and
+ * containers hide it. */
 static double boot_time(void)
 {
-    TD_AUTO_FCLOSE FILE *f = fopen("/proc/stat", "re");
-    char line[256];
-    double t = 0;
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "btime %lf", &t) == 1)
-            break;
-    return t;
+    struct timespec real, boot;
+    clock_gettime(CLOCK_REALTIME, &real);
+    clock_gettime(CLOCK_BOOTTIME, &boot);
+    return (double)(real.tv_sec - boot.tv_sec) + (double)(real.tv_nsec - boot.tv_nsec) / 1e9;
 }
 
 void td_metrics_write_process(td_strbuf *out)
