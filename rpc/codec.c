@@ -129,6 +129,27 @@ static int scan_bytes(scan *s, const ProtobufCMessageDescriptor *type,
     return 0;
 }
 
+/* Repeated numbers may come packed or not. */
+static int wire_fits(const ProtobufCFieldDescriptor *f, unsigned wire)
+{
+    switch (f->type) {
+    case PROTOBUF_C_TYPE_STRING:
+    case PROTOBUF_C_TYPE_BYTES:
+    case PROTOBUF_C_TYPE_MESSAGE:
+        return wire == WIRE_BYTES;
+    case PROTOBUF_C_TYPE_FLOAT:
+    case PROTOBUF_C_TYPE_FIXED32:
+    case PROTOBUF_C_TYPE_SFIXED32:
+        return wire == WIRE_32 || (wire == WIRE_BYTES && f->label == PROTOBUF_C_LABEL_REPEATED);
+    case PROTOBUF_C_TYPE_DOUBLE:
+    case PROTOBUF_C_TYPE_FIXED64:
+    case PROTOBUF_C_TYPE_SFIXED64:
+        return wire == WIRE_64 || (wire == WIRE_BYTES && f->label == PROTOBUF_C_LABEL_REPEATED);
+    default:
+        return wire == WIRE_VARINT || (wire == WIRE_BYTES && f->label == PROTOBUF_C_LABEL_REPEATED);
+    }
+}
+
 static int scan_field(scan *s, const ProtobufCMessageDescriptor *type, const uint8_t *end,
                       int depth)
 {
@@ -142,7 +163,9 @@ static int scan_field(scan *s, const ProtobufCMessageDescriptor *type, const uin
     const char *name = f ? f->name : "(unknown)";
     if (read_value(s, end, tag & 7, &v) < 0)
         return bad(s, type, name, "cut or malformed");
-    if (f && f->type == PROTOBUF_C_TYPE_ENUM && (tag & 7) == WIRE_VARINT && !check_enum(f, v))
+    if (f && !wire_fits(f, tag & 7))
+        return bad(s, type, name, "wrong wire type");
+    if (f && f->type == PROTOBUF_C_TYPE_ENUM && !check_enum(f, v))
         return bad(s, type, name, "no such value");
     return (tag & 7) == WIRE_BYTES ? scan_bytes(s, type, f, (size_t)v, depth) : 0;
 }
