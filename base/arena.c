@@ -67,7 +67,7 @@ static struct td_arena_chunk *grow(td_arena *a, size_t n)
 
 void *td_arena_alloc(td_arena *a, size_t n)
 {
-    if (a->failed || n > SIZE_MAX - ALIGN) {
+    if (a->failed || n > SIZE_MAX / 4) { /* no sum below can overflow */
         a->failed = 1;
         return NULL;
     }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/hash.h"
 
-#include <nmmintrin.h>
 #include <sodium.h>
 #include <string.h>
 #include <xxhash.h>
@@ -16,21 +15,30 @@ static crypto_generichash_blake2b_state *state(td_hash *h)
     return (crypto_generichash_blake2b_state *)(void *)h->state;
 }
 
-void td_hash_init(td_hash *h, const void *key, size_t key_bytes, size_t out_bytes)
+/* Chooses the compression function for this CPU; once, because it takes a lock. */
+__attribute__((constructor)) static void start(void)
 {
     TD_BUG_ON(sodium_init() < 0);
+}
+
+void td_hash_init(td_hash *h, const void *key, size_t key_bytes, size_t out_bytes)
+{
+    TD_BUG_ON(out_bytes != 16 && out_bytes != 32);
+    TD_BUG_ON(key_bytes != 0 && (key_bytes < 16 || key_bytes > 64));
     h->out_bytes = out_bytes;
     TD_BUG_ON(crypto_generichash_blake2b_init(state(h), key, key_bytes, out_bytes) != 0);
 }
 
 void td_hash_add(td_hash *h, const void *bytes, size_t n)
 {
-    crypto_generichash_blake2b_update(state(h), bytes, n);
+    if (n)
+        crypto_generichash_blake2b_update(state(h), bytes, n);
 }
 
 void td_hash_add_field(td_hash *h, const void *bytes, size_t n)
 {
-    uint32_t len = (uint32_t)n;
+    TD_BUG_ON(n > UINT32_MAX);
+    uint32_t len = (uint32_t)n; /* x86-64 is little-endian */
     td_hash_add(h, &len, sizeof len);
     td_hash_add(h, bytes, n);
 }
@@ -45,40 +53,6 @@ void td_xxh128(const void *bytes, size_t n, uint8_t out[16])
     XXH128_canonical_t c;
     XXH128_canonicalFromHash(&c, XXH3_128bits(bytes, n));
     memcpy(out, c.digest, 16);
-}
-
-uint32_t td_crc32c(uint32_t crc, const void *bytes, size_t n)
-{
-    const uint8_t *p = bytes;
-    uint64_t c = ~crc;
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t v;
-        memcpy(&v, p, 8);
-        c = _mm_crc32_u64(c, v);
-    }
-    uint32_t c32 = (uint32_t)c;
-    for (; n; n--, p++)
-        c32 = _mm_crc32_u8(c32, *p);
-    return ~c32;
-}
-
-uint32_t td_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n)
-{
-    const uint8_t *p = src;
-    uint8_t *q = dst;
-    uint64_t c = ~crc;
-    for (; n >= 8; n -= 8, p += 8, q += 8) {
-        uint64_t v;
-        memcpy(&v, p, 8);
-        memcpy(q, &v, 8);
-        c = _mm_crc32_u64(c, v);
-    }
-    uint32_t c32 = (uint32_t)c;
-    for (; n; n--, p++, q++) {
-        *q = *p;
-        c32 = _mm_crc32_u8(c32, *q);
-    }
-    return ~c32;
 }
 
 char *td_hex(const void *bytes, size_t n, char *out)

@@ -35,7 +35,7 @@ int td_identity_read(const char *dir, uint8_t ret_config[32], uint8_t ret_tokeni
     static const struct {
         const char *name;
         int required;
-    } files[] = {{"tokenizer.json", 1}, {"tokenizer_config.json", 0}, {"chat_template.jinja", 0}};
+    } files[] = {{"tokenizer.json", 0}, {"tokenizer_config.json", 0}, {"chat_template.jinja", 0}};
     td_hash h, t;
     td_hash_init(&h, NULL, 0, 32);
     int r = add_file(&h, dir, "config.json", 1, reterr_err);

@@ -159,6 +159,9 @@ int td_json_get_str(const json_t *o, const char *what, const char *key, const ch
         return 0;
     if (!json_is_string(v))
         return td_err_set(reterr_err, -EINVAL, "%s: %s must be a string", what, key);
+    /* a C string would end early: texts that differ behind a NUL must not look the same */
+    if (strlen(json_string_value(v)) != json_string_length(v))
+        return td_err_set(reterr_err, -EINVAL, "%s: %s must not hold a NUL character", what, key);
     *ret_v = json_string_value(v);
     return 1;
 }

@@ -11,6 +11,8 @@
 #include "base/strbuf.h"
 #include "base/banned.h"
 
+enum { LINE_BYTES_MAX = 16384 };
+
 static td_log_level log_level = TD_LOG_INFO;
 static td_log_format log_format = TD_LOG_TEXT;
 static const char *log_role = "tandem";
@@ -51,28 +53,55 @@ int td_log_enabled(td_log_level level)
     return level <= log_level;
 }
 
-/* key=value key2="two words" -> ,"key":"value","key2":"two words" */
-static void add_json_pairs(td_strbuf *b, const char *s)
+/* One pair at p of `key=value` or `key="two words"`: returns the byte behind it. Outputs are views
+ * into p. */
+static const char *next_pair(const char *p, td_str *ret_key, td_str *ret_value)
 {
-    while (*s) {
-        while (*s == ' ')
-            s++;
-        const char *eq = strchr(s, '=');
-        if (!eq)
-            break;
-        const char *v = eq + 1, *end;
-        int quoted = *v == '"';
-        if (quoted)
-            v++;
-        end = quoted ? strchr(v, '"') : strchr(v, ' ');
-        if (!end)
-            end = v + strlen(v);
+    const char *eq = p + strcspn(p, "= ");
+    *ret_key = (td_str){p, (size_t)(eq - p)};
+    *ret_value = (td_str){eq, 0};
+    if (*eq != '=')
+        return eq;
+    const char *v = eq + 1, *end;
+    if (*v == '"') {
+        v++;
+        for (end = v; *end && *end != '"'; end++)
+            if (*end == '\\' && end[1])
+                end++;
+        *ret_value = (td_str){v, (size_t)(end - v)};
+        return *end ? end + 1 : end;
+    }
+    end = v + strcspn(v, " ");
+    *ret_value = (td_str){v, (size_t)(end - v)};
+    return end;
+}
+
+/* A backslash of the text form guards the byte behind it: drop the backslash, keep the byte. */
+static void add_json_value(td_strbuf *b, td_str v)
+{
+    size_t from = 0;
+    td_strbuf_addc(b, '"');
+    for (size_t i = 0; i + 1 < v.len; i++) {
+        if (v.ptr[i] != '\\')
+            continue;
+        td_strbuf_add_json(b, v.ptr + from, i - from);
+        from = ++i;
+    }
+    td_strbuf_add_json(b, v.ptr + from, v.len - from);
+    td_strbuf_addc(b, '"');
+}
+
+static void add_json_pairs(td_strbuf *b, const char *p)
+{
+    while (*(p += strspn(p, " "))) {
+        td_str key, value;
+        p = next_pair(p, &key, &value);
+        if (key.len == 0) /* a stray '=' */
+            continue;
         td_strbuf_adds(b, ",\"");
-        td_strbuf_add_json(b, s, (size_t)(eq - s));
-        td_strbuf_adds(b, "\":\"");
-        td_strbuf_add_json(b, v, (size_t)(end - v));
-        td_strbuf_addc(b, '"');
-        s = quoted && *end ? end + 1 : end;
+        td_strbuf_add_json(b, key.ptr, key.len);
+        td_strbuf_adds(b, "\":");
+        add_json_value(b, value);
     }
 }
 
@@ -91,13 +120,13 @@ void td_log(td_log_level level, const char *event, const char *fmt, ...)
 {
     if (!td_log_enabled(level))
         return;
-    char pairs[2048];
+    char pairs[LINE_BYTES_MAX];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(pairs, sizeof pairs, fmt, ap);
     va_end(ap);
     for (char *p = pairs; *p; p++) /* one record is one line */
-        if ((unsigned char)*p < 0x20)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
             *p = ' ';
     td_strbuf b;
     td_strbuf_init(&b);
@@ -114,6 +143,9 @@ void td_log(td_log_level level, const char *event, const char *fmt, ...)
         td_strbuf_addf(&b, " %s %s event=%s%s%s\n", level_name(level), log_role, event,
                        *pairs ? " " : "", pairs);
     }
-    (void)!write(STDERR_FILENO, b.data, b.len);
+    /* one write: lines of several threads never mix; when stderr is gone there is nowhere to say so
+     */
+    if (!b.failed)
+        (void)!write(STDERR_FILENO, b.data, b.len);
     td_strbuf_done(&b);
 }

@@ -151,7 +151,8 @@ static struct td_strmap_slot *str_slot(const td_strmap *m, const char *key, size
 {
     for (size_t i = hash & (m->cap - 1);; i = (i + 1) & (m->cap - 1)) {
         struct td_strmap_slot *s = &m->slots[i];
-        if (!s->key || (s->hash == hash && s->len == len && memcmp(s->key, key, len) == 0))
+        if (!s->key ||
+            (s->hash == hash && s->len == len && (len == 0 || memcmp(s->key, key, len) == 0)))
             return s;
     }
 }
@@ -185,7 +186,7 @@ int td_strmap_put(td_strmap *m, const char *key, size_t len, uint64_t value)
     struct td_strmap_slot *s = str_slot(m, key, len, hash);
     if (s->key)
         return -EEXIST;
-    *s = (struct td_strmap_slot){key, (uint32_t)len, hash, value};
+    *s = (struct td_strmap_slot){len ? key : "", (uint32_t)len, hash, value};
     m->n++;
     return 0;
 }

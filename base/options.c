@@ -267,6 +267,10 @@ static int take_variable(td_options *o, const char *entry, td_err *reterr_err)
             return unknown(where, key, sections[s].section, reterr_err);
         if (!(o->sections & sections[s].section) || !(rows[id].sections & o->sections))
             return 0; /* another command's */
+        /* TANDEM_COMMON_ gives way to the command's own section, whatever the order of the
+         * environment */
+        if (sections[s].section == TD_SEC_COMMON && o->value[id] && o->origin[id] == TD_ORIGIN_ENV)
+            return check(&rows[id], where, eq + 1, reterr_err);
         return set(o, id, eq + 1, TD_ORIGIN_ENV, where, reterr_err);
     }
     return 0;
@@ -458,24 +462,47 @@ static void help_row(const row *r, FILE *out)
     fprintf(out, "  %-34s %s (%s)\n", left, r->help, shown_default(r));
 }
 
-void td_options_help(const td_options *o, const char *usage, const char *word, FILE *out)
+static int help_wants(const row *r, const char *word)
 {
-    enum { SHORT_ROWS = 15 };
-    int all = word && strcmp(word, "all") == 0, shown = 0, hidden = 0;
-    fprintf(out, "usage: %s\n\n", usage);
+    return !word || strcmp(word, "all") == 0 || strstr(r->name, word) || strcasestr(r->help, word);
+}
+
+/* An option stands under the first of the command's sections that has it. */
+static int home_section(const row *r, int mask)
+{
+    for (size_t s = 0; s < TD_ARRAY_LEN(sections); s++)
+        if (r->sections & mask & sections[s].section)
+            return (int)s;
+    return -1;
+}
+
+/* Rows of one section after its heading; at most *room of them. Returns how many did not fit. */
+static int help_section(const td_options *o, int s, const char *word, int *room, FILE *out)
+{
+    int hidden = 0, n = 0;
     for (int i = 0; i < TD_OPT_ID_MAX; i++) {
-        const row *r = &rows[i];
-        if (!(r->sections & o->sections) ||
-            (word && !all && !strstr(r->name, word) && !strcasestr(r->help, word)))
+        if (home_section(&rows[i], o->sections) != s || !help_wants(&rows[i], word))
             continue;
-        if (!word && shown >= SHORT_ROWS) {
+        if (*room == 0) {
             hidden++;
             continue;
         }
-        help_row(r, out);
-        shown++;
+        if (n++ == 0)
+            fprintf(out, "[%s]\n", sections[s].name);
+        help_row(&rows[i], out);
+        --*room;
     }
-    if (word && !all && !shown)
+    return hidden;
+}
+
+void td_options_help(const td_options *o, const char *usage, const char *word, FILE *out)
+{
+    enum { SHORT_ROWS = 15 };
+    int room = word ? TD_OPT_ID_MAX : SHORT_ROWS, hidden = 0;
+    fprintf(out, "usage: %s\n\n", usage);
+    for (size_t s = 0; s < TD_ARRAY_LEN(sections); s++)
+        hidden += help_section(o, (int)s, word, &room, out);
+    if (room == TD_OPT_ID_MAX)
         fprintf(out, "  no option matches '%s'\n", word);
     if (hidden)
         fprintf(out, "  ... and %d more: --help all, or --help WORD\n", hidden);

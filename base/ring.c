@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/bug.h"
 #include "base/clock.h"
 #include "base/banned.h"
 
@@ -29,6 +30,8 @@ struct td_ring {
 int td_ring_new(size_t n, td_ring **ret_ring)
 {
     size_t cap = 2;
+    if (n > SIZE_MAX / 4 / sizeof(void *))
+        return -ENOMEM;
     while (cap < n)
         cap *= 2;
     size_t bytes =
@@ -60,6 +63,7 @@ void td_ring_free(td_ring *r)
 
 int td_ring_push(td_ring *r, void *item)
 {
+    TD_BUG_ON(!item);
     size_t tail = atomic_load_explicit(&r->tail, memory_order_relaxed);
     if (tail - atomic_load_explicit(&r->head, memory_order_acquire) > r->mask)
         return -EAGAIN;

@@ -17,7 +17,7 @@ void td_strbuf_done(td_strbuf *b)
 {
     if (b->cap)
         free(b->data);
-    td_strbuf_init(b);
+    *b = (td_strbuf){.data = empty, .max_bytes = b->max_bytes};
 }
 
 void td_strbuf_reset(td_strbuf *b)
@@ -76,10 +76,15 @@ void td_strbuf_addc(td_strbuf *b, char c)
 
 void td_strbuf_addv(td_strbuf *b, const char *fmt, va_list ap)
 {
+    char small[256]; /* most calls fit: format once */
     va_list again;
     va_copy(again, ap);
-    int n = vsnprintf(NULL, 0, fmt, ap);
-    if (n > 0 && reserve(b, (size_t)n)) {
+    int n = vsnprintf(small, sizeof small, fmt, ap);
+    if (n < 0) {
+        b->failed = 1;
+    } else if ((size_t)n < sizeof small) {
+        td_strbuf_add(b, small, (size_t)n);
+    } else if (reserve(b, (size_t)n)) {
         vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
         b->len += (size_t)n;
     }
@@ -168,6 +173,6 @@ char *td_strbuf_take(td_strbuf *b, size_t *ret_len)
     p[b->len] = 0;
     if (ret_len)
         *ret_len = b->len;
-    td_strbuf_init(b);
+    *b = (td_strbuf){.data = empty, .max_bytes = b->max_bytes};
     return p;
 }
