@@ -153,7 +153,9 @@ static void send_out(td_session *s, const td_stream_frame *f, const td_body *b)
     int e = td_rpc_send(s->rpc, &s->route, &p, make_body(&u, &load, s, f, b));
     if (e < 0)
         td_session_lose(s, TD_PENDING_LOST,
-                        e == -EAGAIN ? "not connected, or its queue is full" : td_errno_text(e));
+                        e == -EAGAIN         ? "not connected, or its queue is full"
+                        : e == -EHOSTUNREACH ? "its connection has gone"
+                                             : td_errno_text(e));
 }
 
 /* ---- what goes up ---- */
