@@ -14,8 +14,8 @@
 
 static int exec_bench(const char *dir, const char *name, char **argv)
 {
-    char path[4200];
-    snprintf(path, sizeof path, "%s/bench_%s", dir, name);
+    char path[4400];
+    snprintf(path, sizeof path, "%.4200s/bench_%.64s", dir, name);
     if (access(path, X_OK) < 0)
         return -errno;
     argv[0] = path;

@@ -56,7 +56,7 @@ void td_sincos(double x, float *ret_sin, float *ret_cos)
 
 /* x = m * 2^e with m in [sqrt(1/2), sqrt 2): log m = 2 atanh((m-1)/(m+1)), an odd series in s with
  * |s| <= 0.172. */
-double td_log(double x)
+double td_ln(double x)
 {
     uint64_t bits;
     __builtin_memcpy(&bits, &x, 8);
@@ -76,7 +76,7 @@ double td_log(double x)
 
 void td_rope_freqs(double theta, uint32_t rope_dims, float *ret_inv_freq)
 {
-    double ln = td_log(theta);
+    double ln = td_ln(theta);
     for (uint32_t i = 0; i < rope_dims / 2; i++) {
         float p = (float)td_exp_d((double)((float)(2 * i) / (float)rope_dims) * ln);
         ret_inv_freq[i] = 1.0f / p;

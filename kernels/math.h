@@ -17,7 +17,7 @@ void td_silu_mul_n(const float *x, const float *u, float *y, size_t n);
 /* 1 / (1 + e^-x). */
 float td_sigmoid(float x);
 /* Natural logarithm of a positive finite number, in double, at most 2 ulp off. */
-double td_log(double x);
+double td_ln(double x);
 double td_exp_d(double x); /* |x| < 700 */
 /* sin and cos of x, |x| < 1e8, from a double argument, rounded to f32. */
 void td_sincos(double x, float *ret_sin, float *ret_cos);

@@ -158,7 +158,7 @@ static double log_sum_exp(const float *l, uint32_t vocab, float max)
     uint64_t w[CHUNK], sum = 0;
     for (uint32_t i = 0; i < vocab; i += CHUNK)
         sum += td_exp_weights(l + i, max, w, vocab - i < CHUNK ? vocab - i : CHUNK);
-    return td_log((double)sum / 4294967296.0);
+    return td_ln((double)sum / 4294967296.0);
 }
 
 void td_sample_logprob(const float *logits, uint32_t vocab, uint32_t id, uint32_t n_top,

@@ -359,18 +359,6 @@ static void make_metrics(td_edge *e)
         td_counter_new(m, "ignored_fields_total", "", "Requests with unknown body fields.");
     e->cancelled =
         td_counter_new(m, "requests_cancelled_total", "", "Requests whose client left early.");
-    e->prompt_tokens =
-        td_counter_new(m, "prompt_tokens_total", "", "Prompt tokens of finished requests.");
-    e->generation_tokens =
-        td_counter_new(m, "generation_tokens_total", "", "Tokens delivered to clients.");
-    e->ttft =
-        td_histogram_new(m, "time_to_first_token_seconds", "", "From request read to first token.",
-                         td_buckets_ttft, td_n_buckets_ttft);
-    e->itl = td_histogram_new(m, "inter_token_latency_seconds", "",
-                              "Gap between tokens of a stream.", td_buckets_itl, td_n_buckets_itl);
-    e->e2e =
-        td_histogram_new(m, "e2e_request_latency_seconds", "", "From request read to last token.",
-                         td_buckets_request, td_n_buckets_request);
 }
 
 static void tick(void *arg)

@@ -13,9 +13,8 @@ struct td_edge {
     td_list requests; /* td_generate.node, running */
     uint32_t n_running;
     int draining;
-    td_counter *requests_total[8], *ignored_fields, *prompt_tokens, *generation_tokens, *cancelled,
-        *errors;
-    td_histogram *ttft, *itl, *e2e;
+    /* tokens and times are the dispatcher's figures */
+    td_counter *requests_total[8], *ignored_fields, *cancelled, *errors;
 };
 
 /* Answer with an error body; the request is dead afterwards. retry_after_ms 0: from the table's

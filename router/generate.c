@@ -43,9 +43,9 @@ struct generate {
     td_after after;
     int parsing, streaming, ended;
     td_error error; /* first failure */
-    char error_text[300];
+    char error_text[500];
     uint32_t retry_after_ms;
-    uint64_t started_us, first_us, last_us, written_us;
+    uint64_t started_us, first_us, written_us;
 };
 
 static void release(generate *g)
@@ -189,9 +189,6 @@ static void end(generate *g)
     } else {
         g->error = g->error ? g->error : TD_ERROR_CANCELLED;
     }
-    td_counter_add(g->edge->prompt_tokens, g->usage.prompt);
-    if (g->first_us)
-        td_histogram_add(g->edge->e2e, (double)(td_now_us() - g->started_us) * 1e-6);
     log_end(g);
 }
 
@@ -213,26 +210,14 @@ static void cancel_legs(generate *g)
 
 /* ---- from the dispatcher ---- */
 
-static void note_tokens(generate *g, size_t n)
-{
-    uint64_t now = td_now_us();
-    td_counter_add(g->edge->generation_tokens, n);
-    if (!g->first_us) {
-        g->first_us = now;
-        td_histogram_add(g->edge->ttft, (double)(now - g->started_us) * 1e-6);
-    } else {
-        td_histogram_add(g->edge->itl, (double)(now - g->last_us) * 1e-6);
-    }
-    g->last_us = now;
-}
-
 static void on_run(void *arg, const td_gen_run *run)
 {
     leg *l = arg;
     generate *g = l->owner;
     if (!g->req)
         return;
-    note_tokens(g, run->n);
+    if (!g->first_us)
+        g->first_us = td_now_us();
     uint32_t at = l->prompt * (uint32_t)params(g)->n + run->choice;
     td_choice *c = &g->choices[at];
     int r = td_choice_add(c, run);

@@ -15,10 +15,14 @@ BUILD_PACKAGES="gcc libc6-dev cmake ninja-build pkg-config git ca-certificates l
 CHECK_PACKAGES="clang llvm libclang-rt-14-dev python3 python3-zmq python3-protobuf protobuf-compiler python3-jinja2 prometheus curl procps
     iproute2 clang-format-14"
 
-# need_packages build|check: install from Debian what dpkg does not have. Asks nothing.
+# need_packages build|check|sdk: install from Debian what dpkg does not have. Asks nothing.
 need_packages() {
     local want=$BUILD_PACKAGES missing= p
     [ "$1" = build ] || want="$BUILD_PACKAGES $CHECK_PACKAGES"
+    if [ "$1" = sdk ]; then # a node and npm from elsewhere will do
+        want=python3-venv
+        command -v node >/dev/null && command -v npm >/dev/null || want="$want nodejs npm"
+    fi
     for p in $want; do
         [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null)" = "ii " ] || missing="$missing $p"
     done
