@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Guards: bits do not change silently. tests/goldens/bits.txt holds, per model and numerics
+ * profile, a hash of the logits of a fixed input; it must come out under gcc and clang, at -O1 and
+ * -O3. A kernel that changes bits on purpose raises its op's revision in kernels/profile.c: then
+ * the profile's id is new and a line is added. */
+#include "tests/engine_util.h"
+
+#include "base/hash.h"
+
+enum { PROMPT = 150, VOCAB = 256 };
+
+static void hash_of(const char *dir, td_dtype type, char *line, size_t size, const char *name)
+{
+    uint32_t ids[PROMPT];
+    float logits[VOCAB];
+    uint8_t sum[16];
+    char id[33], hex[33];
+    td_hash h;
+    test_engine t = test_open((test_setup){
+        .dir = dir, .type = type, .threads = 1, .max_rows = PROMPT, .max_seqs = 1, .n_blocks = 8});
+    test_random_ids(42, t.info->vocab_size, ids, PROMPT);
+    td_seq *s = test_seq(&t, ids, PROMPT, PROMPT, (td_sampling){0}, 32);
+    td_hash_init(&h, NULL, 0, sizeof sum);
+    for (int i = 0; i < 16; i++) {
+        td_seq_append(s, test_prefill(&t, s, PROMPT, logits));
+        td_hash_add(&h, logits, sizeof logits);
+    }
+    td_hash_final(&h, sum);
+    snprintf(line, size, "%s %s %s %s", name, td_dtype_name(type),
+             td_hex(t.info->profile_id, 16, id), td_hex(sum, 16, hex));
+    td_seq_free(s);
+    test_close(&t);
+}
+
+static int listed(const char *line)
+{
+    char have[256];
+    int found = 0;
+    FILE *f = fopen(TD_SOURCE_DIR "/tests/goldens/bits.txt", "r");
+    assert_non_null(f);
+    while (!found && fgets(have, sizeof have, f)) {
+        have[strcspn(have, "\n")] = 0;
+        found = strcmp(have, line) == 0;
+    }
+    fclose(f);
+    return found;
+}
+
+static void logits_have_their_committed_bits(void **state)
+{
+    static const char *const names[] = {"glm-shared", "glm-groups", "glm-mixed", "qwen3",
+                                        "qwen3-tied"};
+    int missing = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (td_dtype type = TD_F32; type <= TD_BF16; type++) {
+            char dir[512], line[256];
+            snprintf(dir, sizeof dir, "%s/tests/goldens/models/%s", TD_SOURCE_DIR, names[i]);
+            hash_of(dir, type, line, sizeof line, names[i]);
+            if (!listed(line)) {
+                printf("%s\n", line);
+                missing++;
+            }
+        }
+    if (missing)
+        fail_msg("%d lines above are not in tests/goldens/bits.txt: an op changed bits; raise its "
+                 "revision in "
+                 "kernels/profile.c and commit the new lines",
+                 missing);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(logits_have_their_committed_bits)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
