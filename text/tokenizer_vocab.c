@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The vocabulary and the merges: nearly all of tokenizer.json, read in one pass. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "text/tokenizer_load.h"
+#include "base/banned.h"
+
+static int no_memory(td_loader *l)
+{
+    return td_err_set(l->err, -ENOMEM, "%s: out of memory", l->what);
+}
+
+static int not_json(td_loader *l)
+{
+    return td_err_set(l->err, -EINVAL, "%s:%zu: %s; the file is damaged: download it again",
+                      l->what, td_jpull_line(&l->j), l->j.failed ? l->j.failed : "not JSON");
+}
+
+int td_load_token(td_loader *l, td_str text, uint32_t id, const char *field)
+{
+    if ((l->vocab_size && id >= l->vocab_size) || id >= TD_TOKEN_IDS_MAX)
+        return td_err_set(
+            l->err, -ERANGE,
+            "%s: %s: token '%.*s' has id %u, past the vocabulary of %u (config.json: vocab_size); "
+            "tokenizer and model do not belong together",
+            l->what, field, (int)(text.len < 80 ? text.len : 80), text.ptr, id,
+            l->vocab_size ? l->vocab_size : TD_TOKEN_IDS_MAX);
+    if (id >= l->cap_texts) {
+        size_t cap = l->cap_texts ? l->cap_texts : 1024;
+        while (cap <= id)
+            cap *= 2;
+        td_str *more = realloc(l->texts, cap * sizeof *more);
+        if (!more)
+            return no_memory(l);
+        memset(more + l->cap_texts, 0, (cap - l->cap_texts) * sizeof *more);
+        l->texts = more;
+        l->cap_texts = cap;
+    }
+    if (l->texts[id].ptr)
+        return td_err_set(l->err, -EINVAL,
+                          "%s: %s: id %u is given to '%.*s' and to '%.*s'; correct the file",
+                          l->what, field, id, (int)(l->texts[id].len < 80 ? l->texts[id].len : 80),
+                          l->texts[id].ptr, (int)(text.len < 80 ? text.len : 80), text.ptr);
+    l->texts[id] = text;
+    if (id >= l->n_ids)
+        l->n_ids = id + 1;
+    return 0;
+}
+
+int td_load_find(const td_loader *l, const char *s, size_t n, uint32_t *ret_id)
+{
+    uint32_t hash = td_vocab_hash(s, n);
+    for (size_t at = hash & l->by_text.mask; l->by_text.slots; at = (at + 1) & l->by_text.mask) {
+        struct td_vocab_slot slot = l->by_text.slots[at];
+        if (slot.id == UINT32_MAX)
+            break;
+        td_str text = l->texts[slot.id];
+        if (slot.hash == hash && text.len == n && memcmp(text.ptr, s, n) == 0) {
+            *ret_id = slot.id;
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
+
+static int unescape(td_loader *l, td_str raw, td_str *ret_text)
+{
+    char *out = td_arena_alloc(&l->arena, raw.len + 1);
+    if (!out)
+        return no_memory(l);
+    int64_t n = td_jpull_unescape(raw, out);
+    if (n < 0) {
+        td_jpull_fail(&l->j, "bad escape in a string");
+        return not_json(l);
+    }
+    *ret_text = (td_str){out, (size_t)n};
+    return 0;
+}
+
+static int index_vocab(td_loader *l)
+{
+    if (td_vocab_init(&l->by_text, l->n_vocab) < 0)
+        return no_memory(l);
+    for (uint32_t id = 0; id < l->n_ids; id++) {
+        td_str s = l->texts[id];
+        uint32_t same;
+        if (!s.ptr)
+            continue;
+        if (td_load_find(l, s.ptr, s.len, &same) == 0)
+            return td_err_set(
+                l->err, -EINVAL,
+                "%s: model.vocab: '%.*s' stands there twice, as %u and %u; correct the file",
+                l->what, (int)(s.len < 80 ? s.len : 80), s.ptr, same, id);
+        uint32_t hash = td_vocab_hash(s.ptr, s.len);
+        size_t at = hash & l->by_text.mask;
+        while (l->by_text.slots[at].id != UINT32_MAX)
+            at = (at + 1) & l->by_text.mask;
+        l->by_text.slots[at] = (struct td_vocab_slot){hash, id};
+    }
+    return 0;
+}
+
+static int load_vocab(td_loader *l)
+{
+    td_str text;
+    int first = 1, escaped;
+    while (td_jpull_key(&l->j, &first, &text, &escaped)) {
+        uint32_t id;
+        int r = escaped ? unescape(l, text, &text) : 0;
+        if (r < 0)
+            return r;
+        if (!td_utf8_valid(text.ptr, text.len))
+            td_jpull_fail(&l->j, "a token is not UTF-8");
+        if (!td_jpull_u32(&l->j, &id))
+            return not_json(l);
+        r = td_load_token(l, text, id, "model.vocab");
+        if (r < 0)
+            return r;
+        l->n_vocab++;
+    }
+    if (l->j.failed)
+        return not_json(l);
+    return index_vocab(l);
+}
+
+static int unknown_in_merge(td_loader *l, const char *s, size_t n)
+{
+    return td_err_set(
+        l->err, -EINVAL,
+        "%s:%zu: model.merges: '%.*s' is not in model.vocab; vocabulary and merges do not belong "
+        "together: download the file again",
+        l->what, td_jpull_line(&l->j), (int)(n < 80 ? n : 80), s);
+}
+
+static int add_merge(td_loader *l, td_str left, td_str right)
+{
+    td_merge m = {.rank = (uint32_t)l->n_merges};
+    size_t n = left.len + right.len;
+    if (n > l->cap_joined) {
+        char *more = realloc(l->joined, n * 2);
+        if (!more)
+            return no_memory(l);
+        l->joined = more;
+        l->cap_joined = n * 2;
+    }
+    if (left.len)
+        memcpy(l->joined, left.ptr, left.len);
+    if (right.len)
+        memcpy(l->joined + left.len, right.ptr, right.len);
+    if (td_load_find(l, left.ptr, left.len, &m.left) < 0)
+        return unknown_in_merge(l, left.ptr, left.len);
+    if (td_load_find(l, right.ptr, right.len, &m.right) < 0)
+        return unknown_in_merge(l, right.ptr, right.len);
+    if (td_load_find(l, l->joined, n, &m.id) < 0)
+        return unknown_in_merge(l, l->joined, n);
+    if (l->n_merges == l->cap_merges) {
+        size_t cap = l->cap_merges ? l->cap_merges * 2 : 1 << 14;
+        td_merge *more = cap > UINT32_MAX ? NULL : realloc(l->merges, cap * sizeof *more);
+        if (!more)
+            return no_memory(l);
+        l->merges = more;
+        l->cap_merges = cap;
+    }
+    l->merges[l->n_merges++] = m;
+    return 0;
+}
+
+static int bad_merge(td_loader *l)
+{
+    td_jpull_fail(&l->j, "model.merges must hold \"left right\" or [\"left\", \"right\"]");
+    return not_json(l);
+}
+
+/* "left right"; a first line "#version ..." is a remnant of merges.txt. */
+static int load_merge_string(td_loader *l)
+{
+    td_str s;
+    int escaped, r = 0;
+    if (!td_jpull_string(&l->j, &s, &escaped))
+        return not_json(l);
+    if (escaped)
+        r = unescape(l, s, &s);
+    if (r < 0)
+        return r;
+    if (s.len >= 8 && memcmp(s.ptr, "#version", 8) == 0)
+        return 0;
+    const char *space = memchr(s.ptr, ' ', s.len);
+    size_t n = space ? (size_t)(space - s.ptr) : 0;
+    if (!space || memchr(space + 1, ' ', s.len - n - 1))
+        return bad_merge(l);
+    return add_merge(l, (td_str){s.ptr, n}, (td_str){space + 1, s.len - n - 1});
+}
+
+static int load_merge_pair(td_loader *l)
+{
+    td_str pair[2], s;
+    int first = 1, escaped, n = 0;
+    while (td_jpull_element(&l->j, &first)) {
+        if (!td_jpull_string(&l->j, &s, &escaped))
+            return not_json(l);
+        int r = escaped ? unescape(l, s, &s) : 0;
+        if (r < 0)
+            return r;
+        if (n == 2)
+            return bad_merge(l);
+        pair[n++] = s;
+    }
+    if (l->j.failed)
+        return not_json(l);
+    return n == 2 ? add_merge(l, pair[0], pair[1]) : bad_merge(l);
+}
+
+static int load_merges(td_loader *l)
+{
+    int first = 1, r = 0;
+    while (r == 0 && td_jpull_element(&l->j, &first))
+        r = td_jpull_peek(&l->j) == '"' ? load_merge_string(l) : load_merge_pair(l);
+    return r < 0 ? r : l->j.failed ? not_json(l) : 0;
+}
+
+/* A field whose only value we can honour is "off". */
+static int must_be(td_loader *l, td_str key, td_str value, const char *const *allowed,
+                   const char *remedy)
+{
+    for (; *allowed; allowed++)
+        if (td_str_eq(value, *allowed))
+            return 0;
+    return td_err_set(l->err, -ENOTSUP, "%s: model.%.*s is %.*s, which is not supported; %s",
+                      l->what, (int)key.len, key.ptr, (int)(value.len < 60 ? value.len : 60),
+                      value.ptr, remedy);
+}
+
+static int load_model_field(td_loader *l, td_str key)
+{
+    static const char *const off[] = {"null", "\"\"", "0", "0.0", "false", NULL},
+                             *const bpe[] = {"\"BPE\"", NULL},
+                             *const booleans[] = {"true", "false", "null", NULL};
+    td_str value;
+    if (td_str_eq(key, "vocab"))
+        return load_vocab(l);
+    if (td_str_eq(key, "merges") && l->by_text.slots)
+        return load_merges(l);
+    if (!td_jpull_skip(&l->j, &value))
+        return not_json(l);
+    if (td_str_eq(key, "merges")) {
+        l->merges_at = value.ptr;
+        return 0;
+    }
+    if (td_str_eq(key, "type"))
+        return must_be(l, key, value, bpe, "only BPE is");
+    if (td_str_eq(key, "dropout") || td_str_eq(key, "continuing_subword_prefix") ||
+        td_str_eq(key, "end_of_word_suffix"))
+        return must_be(l, key, value, off, "use a byte-level tokenizer without it");
+    if (td_str_eq(key, "ignore_merges")) {
+        l->t->ignore_merges = td_str_eq(value, "true");
+        return must_be(l, key, value, booleans, "write true or false");
+    }
+    /* without effect: every byte has its token, so nothing is ever unknown */
+    if (td_str_eq(key, "unk_token") || td_str_eq(key, "fuse_unk") ||
+        td_str_eq(key, "byte_fallback"))
+        return 0;
+    return td_err_set(l->err, -ENOTSUP,
+                      "%s: model.%.*s is not known here and may change results; remove it", l->what,
+                      (int)(key.len < 60 ? key.len : 60), key.ptr);
+}
+
+int td_load_model(td_loader *l)
+{
+    td_str key;
+    int first = 1, escaped;
+    while (td_jpull_key(&l->j, &first, &key, &escaped)) {
+        int r = load_model_field(l, key);
+        if (r < 0)
+            return r;
+    }
+    if (l->j.failed)
+        return not_json(l);
+    if (!l->by_text.slots)
+        return td_err_set(l->err, -EINVAL, "%s: model.vocab is missing; download the file again",
+                          l->what);
+    if (l->merges_at) {
+        const char *after = l->j.p;
+        l->j.p = l->merges_at;
+        int r = load_merges(l);
+        if (r < 0)
+            return r;
+        l->j.p = after;
+    }
+    if (td_merges_init(&l->t->merges, l->merges, l->n_merges) < 0)
+        return no_memory(l);
+    return 0;
+}
