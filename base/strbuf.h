@@ -42,7 +42,7 @@ void td_strbuf_add(td_strbuf *b, const void *bytes, size_t n);
 void td_strbuf_adds(td_strbuf *b, const char *z);
 void td_strbuf_addc(td_strbuf *b, char c);
 void td_strbuf_addf(td_strbuf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void td_strbuf_addv(td_strbuf *b, const char *fmt, va_list ap);
+void td_strbuf_addv(td_strbuf *b, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 void td_strbuf_add_u64(td_strbuf *b, uint64_t v);
 /* JSON string escaping without the quotes; the input must be valid UTF-8 (invalid bytes become U+FFFD). */
 void td_strbuf_add_json(td_strbuf *b, const char *s, size_t n);
