@@ -141,10 +141,8 @@ static td_error fatal_error(uint32_t code, td_error error)
 }
 
 /* What the client hears when no attempt is left. */
-static td_error last_error(uint32_t code, td_error error)
+static td_error last_error(uint32_t code)
 {
-    if (error != TD_ERROR_NONE && error != TD_ERROR_CANCELLED)
-        return error;
     switch (code) {
     case TD_RESOURCE_EXHAUSTED:
         return TD_ERROR_OVERLOADED;
@@ -159,10 +157,10 @@ static td_error last_error(uint32_t code, td_error error)
 }
 
 /* A worker that has no room is no failure: the request goes back to the queue for a while. */
-static void refused(td_life *l, td_error error, uint64_t now, td_life_actions *a)
+static void refused(td_life *l, uint64_t now, td_life_actions *a)
 {
     if (l->n_refused == TD_LIFE_REFUSED_MAX) {
-        end(l, last_error(TD_RESOURCE_EXHAUSTED, error), a);
+        end(l, last_error(TD_RESOURCE_EXHAUSTED), a);
         return;
     }
     uint64_t wait = TD_MIN((uint64_t)BACKOFF_US << l->n_refused, BACKOFF_MAX_US);
@@ -184,7 +182,7 @@ static td_leg culprit(td_leg leg, uint32_t code)
 static void fail(td_life *l, td_leg leg, uint32_t code, td_error error, uint64_t now,
                  td_life_actions *a)
 {
-    td_error fatal = fatal_error(code, error);
+    td_error fatal = error == TD_ERROR_NONDETERMINISM ? error : fatal_error(code, error);
     if (fatal == TD_ERROR_NONE && code == TD_DEADLINE_EXCEEDED &&
         now + DEADLINE_SLACK_US >= l->config.deadline_us)
         fatal = TD_ERROR_DEADLINE;
@@ -192,13 +190,16 @@ static void fail(td_life *l, td_leg leg, uint32_t code, td_error error, uint64_t
         end(l, fatal, a);
         return;
     }
-    if (code == TD_RESOURCE_EXHAUSTED && l->phase != TD_LIFE_DECODING) {
-        refused(l, error, now, a);
+    /* full, or about to leave */
+    int no_room =
+        code == TD_RESOURCE_EXHAUSTED || (code == TD_UNAVAILABLE && error == TD_ERROR_DRAINING);
+    if (no_room && l->phase != TD_LIFE_DECODING) {
+        refused(l, now, a);
         return;
     }
     add(a, TD_LIFE_BLAME)->leg = culprit(leg, code);
     if (l->n_redispatch == TD_LIFE_REDISPATCH_MAX) {
-        end(l, last_error(code, error), a);
+        end(l, last_error(code), a);
         return;
     }
     l->n_redispatch++;

@@ -215,19 +215,15 @@ void td_registry_remove(td_registry *r, td_worker *w)
 
 void td_registry_load(td_worker *w, const struct Tandem__V1__Load *load)
 {
-    if (load->has_kv_free) {
+    if (load->has_kv_free)
         w->seen_kv_free = TD_MIN(load->kv_free, w->sched.kv_blocks);
-        w->sched.seen_used_blocks = w->sched.kv_blocks - w->seen_kv_free;
-    }
     if (load->has_running)
-        w->sched.seen_running = load->running;
+        w->seen_running = load->running;
     if (load->has_waiting_tokens)
-        w->sched.seen_waiting_tokens = load->waiting_tokens;
-    if (load->has_kv_reserved) {
-        /* promised and not taken yet */
-        uint64_t used = (uint64_t)w->sched.seen_used_blocks + load->kv_reserved;
-        w->sched.seen_used_blocks = (uint32_t)TD_MIN(used, UINT32_MAX);
-    }
+        w->seen_waiting_tokens = load->waiting_tokens;
+    /* reserved blocks are taken from the pool when their ticket is granted: kv_free knows */
+    td_sched_seen(&w->sched, w->sched.kv_blocks - w->seen_kv_free, w->seen_running,
+                  w->seen_waiting_tokens);
     if (load->has_draining)
         w->sched.draining = load->draining;
     if (load->has_tokens_total) {
@@ -287,8 +283,8 @@ void td_registry_update_metrics(td_registry *r)
         const td_worker *w = r->workers[i];
         if (!w->running)
             continue;
-        td_gauge_set(w->running, w->sched.seen_running);
-        td_gauge_set(w->waiting_tokens, (double)w->sched.seen_waiting_tokens);
+        td_gauge_set(w->running, w->seen_running);
+        td_gauge_set(w->waiting_tokens, (double)w->seen_waiting_tokens);
         td_gauge_set(w->kv_blocks, w->sched.kv_blocks);
         td_gauge_set(w->kv_free, w->seen_kv_free);
         td_gauge_set(w->draining, !takes_new(w));

@@ -17,8 +17,9 @@ typedef struct td_worker {
     td_session *session; /* lives as long as the worker */
     char name[96];       /* unique among the admitted */
     uint8_t epoch[16];
-    uint32_t seen_kv_free;
-    uint64_t seen_tokens_total;
+    /* the last load report */
+    uint32_t seen_kv_free, seen_running;
+    uint64_t seen_waiting_tokens, seen_tokens_total;
     td_gauge *running, *waiting_tokens, *kv_blocks, *kv_free, *draining;
     td_counter *tokens;
 } td_worker;

@@ -43,21 +43,30 @@ static int is_pair(const td_sched_worker *d, const td_sched_worker *p)
            memcmp(d->model_hash, p->model_hash, 32) == 0;
 }
 
-/* Blocks in use or promised. The report lags what was sent, and knows what other routers sent: the
- * larger one counts. */
+/* Our own part is known exactly and at once; a report is late, so only what it tells beyond our
+ * part is kept of it. */
+void td_sched_seen(td_sched_worker *w, uint32_t used_blocks, uint32_t n_running,
+                   uint64_t waiting_tokens)
+{
+    uint32_t own = w->is_decode ? w->sent_seqs : w->sent_requests;
+    w->other_blocks = used_blocks > w->sent_blocks ? used_blocks - w->sent_blocks : 0;
+    w->other_running = n_running > own ? n_running - own : 0;
+    w->other_tokens = waiting_tokens > w->sent_tokens ? waiting_tokens - w->sent_tokens : 0;
+}
+
 static uint64_t decode_load(const td_sched_worker *w)
 {
-    return TD_MAX(w->sent_blocks, w->seen_used_blocks);
+    return (uint64_t)w->sent_blocks + w->other_blocks;
 }
 
 static uint64_t prefill_load(const td_sched_worker *w)
 {
-    return TD_MAX(w->sent_tokens, w->seen_waiting_tokens);
+    return w->sent_tokens + w->other_tokens;
 }
 
-static uint32_t running(const td_sched_worker *w)
+static uint64_t running(const td_sched_worker *w)
 {
-    return TD_MAX(w->sent_seqs, w->seen_running);
+    return (uint64_t)(w->is_decode ? w->sent_seqs : w->sent_requests) + w->other_running;
 }
 
 static int can_ever(const td_sched_worker *w, const td_sched_need *need)

@@ -22,9 +22,9 @@ typedef struct td_sched_worker {
     /* what this router has put there and has not seen the end of */
     uint32_t sent_requests, sent_seqs, sent_blocks;
     uint64_t sent_tokens; /* prompt tokens not known to be prefilled */
-    /* the last load report */
-    uint32_t seen_used_blocks, seen_running;
-    uint64_t seen_waiting_tokens;
+    /* what the last load report tells beyond that: put there by other routers */
+    uint32_t other_blocks, other_running;
+    uint64_t other_tokens;
 } td_sched_worker;
 
 typedef struct td_sched_need {
@@ -48,6 +48,10 @@ typedef enum td_sched_verdict {
 /* KV blocks a request can grow to: whole prompt blocks shared by the choices, the rest per choice.
  */
 uint64_t td_sched_blocks(uint32_t n_prompt, uint32_t n_choices, uint32_t max_tokens);
+
+/* Take a load report: blocks in use, sequences (or prompts) running, prompt tokens waiting. */
+void td_sched_seen(td_sched_worker *w, uint32_t used_blocks, uint32_t running,
+                   uint64_t waiting_tokens);
 
 /* workers: n of them, any order. *ret_decode is UINT32_MAX when need->alone. Indices into workers;
  * set on OK only. */

@@ -493,10 +493,10 @@ static void on_kv(sim *s, sim_event *e)
         sim_prefill_flight(s, from, m);
     }
     int lost = gone || sim_fault(s, SIM_F_KV_DROP, 150);
-    if (!lost && !m->copy && sim_fault(s, SIM_F_DUP, 12)) {
+    if (!lost && !m->copy && sim_fault(s, SIM_F_DUP, 6)) {
         sim_kv *k = kv_copy(m);
         k->copy = 1;
-        kv_post(s, k, s->now + delay(s) + sim_below(s, 20 * TD_MS));
+        kv_post(s, k, s->now + sim_below(s, sim_below(s, 2) ? 100 : 20 * TD_MS));
     }
     if (!lost && m->kind == SIM_KV_SEGMENT && sim_fault(s, SIM_F_KV_FLIP, 60))
         m->payload[sim_below(s, m->n_runs)] ^= 1ull << sim_below(s, 64);

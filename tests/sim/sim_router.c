@@ -133,8 +133,7 @@ void sim_router_load(sim *s, sim_conn *c, const sim_body *b)
     sim_peer *p = peer_of(s, c);
     if (!p || !b)
         return;
-    p->sched.seen_used_blocks = b->used_blocks;
-    p->sched.seen_waiting_tokens = b->waiting_tokens;
+    td_sched_seen(&p->sched, b->used_blocks, 0, b->waiting_tokens);
     pump(s);
 }
 

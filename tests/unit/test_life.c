@@ -252,6 +252,43 @@ static void nondeterminism(void **state)
     assert_int_equal(count(&f, TD_LIFE_DELIVER), 0);
 }
 
+/* the decode worker compares too, and may say so first */
+static void nondeterminism_seen_by_worker(void **state)
+{
+    fixture f;
+    begin(&f, 1, 4);
+    to_decoding(&f, 1);
+    status(&f, TD_LEG_DECODE, TD_UNAVAILABLE);
+    simple(&f, TD_LIFE_EV_PAIR);
+    simple(&f, TD_LIFE_EV_TICKET);
+    step(&f, (td_life_event){.kind = TD_LIFE_EV_STATUS,
+                             .leg = TD_LEG_DECODE,
+                             .code = TD_DATA_LOSS,
+                             .error = TD_ERROR_NONDETERMINISM});
+    assert_int_equal(find(&f, TD_LIFE_END)->error, TD_ERROR_NONDETERMINISM);
+}
+
+/* a worker that is about to leave has not failed, and its farewell is not ours to the client */
+static void draining_worker(void **state)
+{
+    fixture f;
+    begin(&f, 1, 4);
+    simple(&f, TD_LIFE_EV_START);
+    simple(&f, TD_LIFE_EV_PAIR);
+    step(&f, (td_life_event){.kind = TD_LIFE_EV_STATUS,
+                             .leg = TD_LEG_DECODE,
+                             .code = TD_UNAVAILABLE,
+                             .error = TD_ERROR_DRAINING});
+    assert_non_null(find(&f, TD_LIFE_DISPATCH));
+    assert_int_equal(f.l.n_redispatch, 0);
+    to_decoding(&f, 1); /* with tokens out it has: the stream must move */
+    step(&f, (td_life_event){.kind = TD_LIFE_EV_STATUS,
+                             .leg = TD_LEG_DECODE,
+                             .code = TD_UNAVAILABLE,
+                             .error = TD_ERROR_DRAINING});
+    assert_int_equal(f.l.n_redispatch, 1);
+}
+
 static void at_most_two_redispatches(void **state)
 {
     fixture f;
@@ -534,6 +571,8 @@ int main(void)
         cmocka_unit_test(run_before_commit),
         cmocka_unit_test(recovery),
         cmocka_unit_test(nondeterminism),
+        cmocka_unit_test(nondeterminism_seen_by_worker),
+        cmocka_unit_test(draining_worker),
         cmocka_unit_test(at_most_two_redispatches),
         cmocka_unit_test(no_room),
         cmocka_unit_test(request_errors_end_it),

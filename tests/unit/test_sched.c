@@ -64,8 +64,8 @@ static void least_loaded(void **state)
     choose(&f);
     assert_int_equal(f.d, D2);
     assert_int_equal(f.p, P2);
-    f.w[D2].seen_used_blocks = 20; /* the report knows what other routers sent */
-    f.w[P2].seen_waiting_tokens = 100;
+    td_sched_seen(&f.w[D2], 20, 0, 0); /* the report knows what other routers sent */
+    td_sched_seen(&f.w[P2], 0, 0, 100);
     choose(&f);
     assert_int_equal(f.d, D1);
     assert_int_equal(f.p, P1);
@@ -73,6 +73,18 @@ static void least_loaded(void **state)
     f.w[D1].sent_blocks = 5;
     choose(&f);
     assert_int_equal(f.d, D2);
+}
+
+/* a report that still shows what we know to be over does not fill the worker */
+static void reports_lag(void **state)
+{
+    pool f;
+    fill(&f);
+    f.w[D1].sent_blocks = 90, f.w[D1].sent_seqs = 8;
+    td_sched_seen(&f.w[D1], 90, 8, 0);
+    f.w[D1].sent_blocks = f.w[D1].sent_seqs = 0; /* ended here, not reported yet */
+    f.w[D2].ready = 0;
+    assert_int_equal(choose(&f), TD_SCHED_OK);
 }
 
 static void excluded(void **state)
@@ -105,13 +117,13 @@ static void room(void **state)
     f.w[D1].sent_blocks = 68, f.w[D2].sent_blocks = 67;
     assert_int_equal(choose(&f), TD_SCHED_OK);
     assert_int_equal(f.d, D2);
-    f.w[D2].seen_used_blocks = 68;
+    f.w[D2].other_blocks = 1;
     assert_int_equal(choose(&f), TD_SCHED_BUSY);
     f.need.max_tokens = 6301; /* 6401 tokens: 101 blocks and over the context */
     assert_int_equal(choose(&f), TD_SCHED_TOO_LONG);
     fill(&f);
     f.need.n_choices = 2;
-    f.w[D1].sent_seqs = 7, f.w[D2].seen_running = 7;
+    f.w[D1].sent_seqs = 7, f.w[D2].other_running = 7;
     assert_int_equal(choose(&f), TD_SCHED_BUSY);
     fill(&f);
     f.w[P1].sent_requests = f.w[P2].sent_requests = 1;
@@ -171,9 +183,10 @@ static void alone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(blocks), cmocka_unit_test(least_loaded), cmocka_unit_test(excluded),
-        cmocka_unit_test(room),   cmocka_unit_test(pairs_match),  cmocka_unit_test(room_on_both),
-        cmocka_unit_test(alone),
+        cmocka_unit_test(blocks),       cmocka_unit_test(least_loaded),
+        cmocka_unit_test(reports_lag),  cmocka_unit_test(excluded),
+        cmocka_unit_test(room),         cmocka_unit_test(pairs_match),
+        cmocka_unit_test(room_on_both), cmocka_unit_test(alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
