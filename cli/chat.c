@@ -4,6 +4,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -23,11 +24,12 @@ typedef struct chat {
     td_options opt;
     td_loop *loop;
     td_http_call *call;
+    td_io *interrupt_io;
     json_t *messages;
     td_strbuf line, answer, reasoning, body;
     int status;       /* HTTP */
     int in_reasoning; /* the terminal is dim */
-    int done, failed, interrupted, tty;
+    int done, failed, tty;
     uint64_t tokens;
     uint64_t sent_us, first_us;
 } chat;
@@ -137,10 +139,28 @@ static void on_done(void *arg, const char *error)
     td_loop_stop(c->loop);
 }
 
-static void on_interrupt(void *arg)
+/* Ctrl-C during an answer stops it; at the prompt it gives a fresh line, so the handler must interrupt getline() too. */
+static int interrupt_pipe[2];
+
+static void on_sigint(int signo)
+{
+    (void)signo;
+    int saved = errno;
+    (void)!write(interrupt_pipe[1], "", 1);
+    errno = saved;
+}
+
+static int take_interrupt(void)
+{
+    char buf[16];
+    return read(interrupt_pipe[0], buf, sizeof buf) > 0;
+}
+
+static void on_interrupt(void *arg, int fd, int events)
 {
     chat *c = arg;
-    c->interrupted = 1;
+    if (!take_interrupt())
+        return;
     if (c->call)
         td_http_call_cancel(c->call); /* a disconnect cancels everywhere */
     c->call = NULL;
@@ -219,7 +239,7 @@ static int ask(chat *c, const char *prompt, size_t n)
     td_strbuf_reset(&c->line);
     td_strbuf_reset(&c->answer);
     td_strbuf_reset(&c->reasoning);
-    c->status = c->in_reasoning = c->done = c->failed = c->interrupted = 0;
+    c->status = c->in_reasoning = c->done = c->failed = 0;
     c->tokens = c->first_us = 0;
     c->sent_us = td_now_us();
     make_body(c);
@@ -265,8 +285,7 @@ static int converse(chat *c)
         printf("\033[1m> \033[0m");
         fflush(stdout);
         n = getline(&line, &cap, stdin);
-        if (n < 0 && c->interrupted) { /* Ctrl-C at the prompt: a fresh line */
-            c->interrupted = 0;
+        if (n < 0 && errno == EINTR && take_interrupt()) {
             clearerr(stdin);
             putchar('\n');
             continue;
@@ -324,12 +343,16 @@ static int run(chat *c)
     for (size_t i = 0; i < 4; i++)
         td_strbuf_init(bufs[i]);
     c->tty = isatty(STDOUT_FILENO) && isatty(STDIN_FILENO);
-    td_signal_add(c->loop, SIGINT, on_interrupt, c);
+    struct sigaction sa = {.sa_handler = on_sigint}; /* no SA_RESTART */
+    if (pipe2(interrupt_pipe, O_NONBLOCK | O_CLOEXEC) == 0 &&
+        td_io_add(c->loop, interrupt_pipe[0], TD_IO_READ, on_interrupt, c, &c->interrupt_io) == 0)
+        sigaction(SIGINT, &sa, NULL);
     int single = !c->tty || td_opt_is_set(&c->opt, TD_OPT_ID_PROMPT);
     int status = single ? once(c) : converse(c);
     for (size_t i = 0; i < 4; i++)
         td_strbuf_done(bufs[i]);
     json_decref(c->messages);
+    td_io_del(c->interrupt_io);
     td_loop_free(c->loop);
     return status;
 }

@@ -61,8 +61,8 @@ typedef struct serve {
     char dir[108], addr[TD_ADDR_TEXT], stage[160];
     child children[CHILDREN_MAX];
     unsigned n_children, control_port;
-    uint64_t started_us;
-    int stopping, ready, failed, tty, printed;
+    uint64_t started_us, said_us;
+    int stopping, ready, failed, tty;
 } serve;
 
 static const char *const commands[] = {"router", "prefill-worker", "decode-worker"};
@@ -89,8 +89,11 @@ static void progress(serve *s, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    if (strcmp(text, s->stage) == 0)
+    uint64_t now = td_now_us();
+    /* a terminal shows every step in one line; a log gets a line now and then */
+    if (strcmp(text, s->stage) == 0 || (!s->tty && s->said_us && now - s->said_us < 10 * TD_S))
         return;
+    s->said_us = now;
     snprintf(s->stage, sizeof s->stage, "%s", text);
     fprintf(stderr, s->tty ? "\r\033[K  %s" : "  %s\n", text);
     fflush(stderr);

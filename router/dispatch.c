@@ -253,7 +253,9 @@ static void on_down(void *arg, td_session *s, const char *reason)
     td_worker *w = td_session_user(s);
     if (!w)
         return;
-    td_log(TD_LOG_WARN, "worker_down", "worker=%s role=%s reason=\"%s\"", w->name,
+    int orderly = d->draining || d->closing || td_session_is_draining(s);
+    td_log(orderly ? TD_LOG_INFO : TD_LOG_WARN, "worker_down",
+           "worker=%s role=%s reason=\"%s\"", w->name,
            w->sched.is_decode ? "decode" : "prefill", reason);
     td_session_set_user(s, NULL);
     td_registry_remove(&d->registry, w);

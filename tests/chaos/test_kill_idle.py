@@ -141,7 +141,18 @@ def kill_busy():
 
 
 
+def drain_finishes_streams():
+    """SIGTERM: new requests are refused, running streams end whole, then everything exits with 0."""
+    with Server() as s:
+        expected, _, _ = s.stream("/v1/chat/completions", {**BODY, "max_tokens": 300, "ignore_eos": True}).collect()
+        st = s.stream("/v1/chat/completions", {**BODY, "max_tokens": 300, "ignore_eos": True})
+        s.proc.send_signal(signal.SIGTERM)
+        out, _, error = st.collect()
+        check(error is None and out == expected, error or "the drained stream has other tokens")
+        check(s.proc.wait(40 * SLOW) == 0, s.proc.returncode)
+
+
 if __name__ == "__main__":
-    main(kill_idle_prefill, kill_idle_decode, kill_router)
+    main(kill_idle_prefill, kill_idle_decode, kill_router, drain_finishes_streams)
     with Server() as srv:
         main(supervised, kill_busy)
