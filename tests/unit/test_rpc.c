@@ -3,6 +3,7 @@
  * peer of ours would. */
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -464,9 +466,66 @@ static void test_peer_death(void **state)
     world_free(w);
 }
 
-/* Promise: a binder that vanished without a word (no GOAWAY) and came back knows nobody: the
- * dialler notices at once. */
-static void test_unknown_session(void **state)
+/* A binder in a process of its own, started by a byte on the pipe, to be killed. */
+static pid_t binder_process(world *w, int *ret_go)
+{
+    int fd[2];
+    char go;
+    assert_int_equal(pipe(fd), 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    *ret_go = fd[1];
+    if (pid > 0) {
+        close(fd[0]);
+        return pid;
+    }
+    close(fd[1]);
+    if (read(fd[0], &go, 1) != 1)
+        _exit(1);
+    td_rpc_config c = config_of(w, &w->a, 0);
+    td_err err;
+    td_loop *loop;
+    if (td_loop_new(&loop) < 0 || td_rpc_open(loop, &c, &w->a.rpc, &err) < 0)
+        _exit(1);
+    _exit(td_loop_run(loop));
+}
+
+static void kill_process(pid_t pid, int go)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    close(go);
+}
+
+/* Promise: a binder killed without a word ends its calls with UNAVAILABLE; the next one takes over
+ * the stale socket file and the dialler says HELLO to it. */
+static void test_killed_binder(void **state)
+{
+    world *w = world_new();
+    int go[2];
+    result r;
+    pid_t pid[2];
+    for (int i = 0; i < 2;
+         i++) /* before this process has a ZeroMQ context: it would not survive a fork */
+        pid[i] = binder_process(w, &go[i]);
+    assert_int_equal(write(go[0], "x", 1), 1);
+    open_side(w, &w->b, 1);
+    WAIT(w, w->b.n_up, 1);
+    start(&w->b, "t/Hold", &r);
+    idle(w, 20000);
+    kill_process(pid[0], go[0]);
+    WAIT(w, r.n_status, 1);
+    assert_int_equal(r.code, TD_UNAVAILABLE);
+    assert_int_equal(write(go[1], "x", 1), 1);
+    WAIT(w, w->b.n_up, 2);
+    expect_echo(w, &w->b);
+    kill_process(pid[1], go[1]);
+    world_free(w);
+}
+
+/* Promise: a session ended by the binding side is told to the dialler, who makes a new one at once.
+ */
+static void test_closed_session(void **state)
 {
     world *w = world_up();
     td_session_close(w->a.session,
@@ -864,7 +923,8 @@ int main(void)
         cmocka_unit_test(test_children),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_peer_death),
-        cmocka_unit_test(test_unknown_session),
+        cmocka_unit_test(test_killed_binder),
+        cmocka_unit_test(test_closed_session),
         cmocka_unit_test(test_finish_after_close),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_drain),

@@ -34,7 +34,7 @@ typedef struct call {
     int caller;     /* end that opened it */
     uint64_t stream;
     /* caller */
-    uint32_t received, n_status, status, n_cancel;
+    uint32_t received, n_status, status, n_cancel, n_cancel_sent;
     int local;
     /* callee */
     int known, aborted, finished, waiting;
@@ -109,6 +109,8 @@ static void note_sent(world *w, int from, const td_stream_frame *f)
         w->e[!from].granted_bytes += f->bytes;
     else if (f->type == TD_FRAME_CREDIT)
         c->granted += f->messages;
+    if (f->type == TD_FRAME_CANCEL)
+        assert_int_equal(call_of(w, from, f->stream)->n_cancel_sent++, 0);
     if (f->type == TD_FRAME_STATUS && c)
         assert_true(c->finished || !c->known); /* only FINISH or a refusal makes one */
 }
@@ -645,6 +647,37 @@ static void test_more(void **state)
     td_streams_free(s);
 }
 
+/* Bug guarded: removal from the index must keep every other stream reachable, however the ids
+ * collide. */
+static void test_table(void **state)
+{
+    enum { N = 3000, TURNS = 20000 };
+    static uint64_t ids[N];
+    td_streams *s;
+    td_stream_out o;
+    world w = {.rng = 5};
+    td_streams_config c = config_of(1);
+    c.max_streams = N;
+    assert_int_equal(td_streams_new(&c, 0, &s), 0);
+    for (unsigned turn = 0; turn < TURNS; turn++) {
+        uint64_t *id = &ids[rnd(&w, N)];
+        if (*id) {
+            recv(s, 1, (td_stream_frame){.type = TD_FRAME_STATUS, .stream = *id});
+            *id = 0;
+        } else {
+            td_streams_step(
+                s, &(td_stream_event){.type = TD_EV_OPEN, .timeout_us = 1000000, .user = id}, 0,
+                &o);
+            *id = o.stream;
+        }
+        if (turn % 1000 == 0)
+            for (unsigned i = 0; i < N; i++)
+                if (ids[i])
+                    assert_ptr_equal(td_streams_user(s, ids[i]), &ids[i]);
+    }
+    td_streams_free(s);
+}
+
 /* Promise: a peer that sends past its credit is stopped: per stream, and for the session's bytes.
  */
 static void test_peer_overdraws(void **state)
@@ -680,6 +713,7 @@ int main(void)
         cmocka_unit_test(test_cancel_grace),
         cmocka_unit_test(test_goaway),
         cmocka_unit_test(test_more),
+        cmocka_unit_test(test_table),
         cmocka_unit_test(test_peer_overdraws),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
