@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unicode/uchar.h>
+#include <unicode/uset.h>
 #include <unicode/unorm2.h>
 #include <unicode/ustring.h>
 
@@ -20,6 +21,8 @@ void td_normalizers_done(td_normalizers *n)
     for (size_t i = 0; i < n->n; i++) {
         free((char *)n->list[i].text.ptr);
         td_pattern_free(n->list[i].pattern);
+        unorm2_close(n->list[i].form);
+        uset_close(n->list[i].set);
     }
     *n = (td_normalizers){0};
 }
@@ -58,6 +61,31 @@ static int parse_replace(td_normalizer *step, const json_t *spec, const char *wh
         what);
 }
 
+static const UNormalizer2 *instance(int kind, UErrorCode *e)
+{
+    return kind == NFC    ? unorm2_getNFCInstance(e)
+           : kind == NFD  ? unorm2_getNFDInstance(e)
+           : kind == NFKC ? unorm2_getNFKCInstance(e)
+                          : unorm2_getNFKDInstance(e);
+}
+
+/* `tokenizers` normalizes with the tables of Unicode 9; what came later stays as it is there, so
+ * also here. */
+static int open_form(td_normalizer *step, const char *what, td_err *reterr_err)
+{
+    static const UChar age[] = u"[:age=9.0:]";
+    UErrorCode e = U_ZERO_ERROR;
+    const UNormalizer2 *whole = instance(step->kind, &e);
+    step->set = uset_openPattern(age, -1, &e);
+    if (U_SUCCESS(e))
+        uset_freeze(step->set);
+    step->form = unorm2_openFiltered(whole, step->set, &e);
+    if (U_FAILURE(e))
+        return td_err_set(reterr_err, -ENOMEM, "%s: normalizer: ICU: %s; install ICU's data files",
+                          what, u_errorName(e));
+    return 0;
+}
+
 static int parse_step(td_normalizers *n, const json_t *spec, const char *what, td_err *reterr_err)
 {
     const char *type = json_string_value(json_object_get(spec, "type"));
@@ -79,6 +107,8 @@ static int parse_step(td_normalizers *n, const json_t *spec, const char *what, t
         step->left = json_is_true(json_object_get(spec, "strip_left"));
         step->right = json_is_true(json_object_get(spec, "strip_right"));
     }
+    if (kind <= NFKD)
+        return open_form(step, what, reterr_err);
     if (kind == PREPEND)
         return copy_text(step, spec, "prepend", what, reterr_err);
     return kind == REPLACE ? parse_replace(step, spec, what, reterr_err) : 0;
@@ -111,26 +141,18 @@ static int is_ascii(const char *s, size_t n)
     return all < 0x80;
 }
 
-static const UNormalizer2 *instance(int kind, UErrorCode *e)
-{
-    return kind == NFC    ? unorm2_getNFCInstance(e)
-           : kind == NFD  ? unorm2_getNFDInstance(e)
-           : kind == NFKC ? unorm2_getNFKCInstance(e)
-                          : unorm2_getNFKDInstance(e);
-}
-
 /* ICU's C interface normalizes UTF-16 only. */
-static int compose(int kind, const char *text, size_t n, td_strbuf *out)
+static int compose(const td_normalizer *step, const char *text, size_t n, td_strbuf *out)
 {
     if (is_ascii(text, n)) {
         td_strbuf_add(out, text, n);
         return 0;
     }
     UErrorCode e = U_ZERO_ERROR;
-    const UNormalizer2 *form = instance(kind, &e);
+    const UNormalizer2 *form = step->form;
     int32_t n16 = 0, n_out, n8 = 0;
     TD_AUTO_FREE UChar *wide = malloc((n + 1) * sizeof *wide);
-    if (!wide || U_FAILURE(e))
+    if (!wide)
         return -ENOMEM;
     u_strFromUTF8(wide, (int32_t)n + 1, &n16, text, (int32_t)n, &e);
     n_out = unorm2_normalize(form, wide, n16, NULL, 0, &e);
@@ -159,6 +181,15 @@ static void lower(uint32_t cp, td_strbuf *out)
         td_strbuf_add(out, utf8, (size_t)td_utf8_encode((uint32_t)u_tolower((UChar32)cp), utf8));
 }
 
+static int is_mark(uint32_t cp)
+{
+    UVersionInfo age;
+    if (!(U_GET_GC_MASK((UChar32)cp) & U_GC_M_MASK))
+        return 0;
+    u_charAge((UChar32)cp, age);
+    return age[0] <= 9; /* as open_form() */
+}
+
 static void each_char(int kind, const char *text, size_t n, td_strbuf *out)
 {
     uint32_t cp;
@@ -168,7 +199,7 @@ static void each_char(int kind, const char *text, size_t n, td_strbuf *out)
             return; /* the caller validated the text */
         if (kind == LOWERCASE)
             lower(cp, out);
-        else if (!(U_GET_GC_MASK((UChar32)cp) & U_GC_M_MASK))
+        else if (!is_mark(cp))
             td_strbuf_add(out, text + at, (size_t)len);
         at += (size_t)len;
     }
@@ -230,7 +261,7 @@ static int apply(const td_normalizer *step, td_matcher *m, const char *text, siz
     case REPLACE:
         return replace(step, m, text, n, out);
     default:
-        return compose(step->kind, text, n, out);
+        return compose(step, text, n, out);
     }
 }
 

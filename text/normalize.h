@@ -15,9 +15,11 @@ enum { TD_NORMALIZERS_MAX = 16 };
 
 typedef struct td_normalizer {
     int kind;
-    int left, right;     /* Strip */
-    td_str text;         /* Prepend and Replace: heap */
-    td_pattern *pattern; /* Replace */
+    int left, right;           /* Strip */
+    td_str text;               /* Prepend and Replace: heap */
+    td_pattern *pattern;       /* Replace */
+    struct UNormalizer2 *form; /* NFC and the like */
+    struct USet *set;          /* characters form works on */
 } td_normalizer;
 
 typedef struct td_normalizers {

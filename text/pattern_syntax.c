@@ -27,7 +27,7 @@ static int refuse(syntax *s, const char *construct)
  * connectors; PCRE2's \s adds U+180E, its \w leaves the marks out. */
 static int class_escape(syntax *s, char c)
 {
-    static const char word[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+    static const char word[] = "\\p{Alphabetic}\\p{M}\\p{N}\\p{Pc}";
     if (c == 's')
         td_strbuf_adds(s->out, "\\p{White_Space}");
     else if (c == 'S')

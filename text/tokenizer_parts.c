@@ -139,10 +139,17 @@ static int index_added(td_loader *l)
     for (size_t i = 0; r == 0 && i < t->n_added; i++) {
         const td_added_token *a = &t->added[i];
         if (a->normalized) {
+            uint32_t same;
             r = td_normalizers_apply(&t->normalizers, &m, a->content.ptr, a->content.len, &scratch,
                                      &text);
             if (r == 0)
                 r = td_added_set_put(&t->normalized, text.data, text.len, (uint32_t)i);
+            /* decoding gives the normalized form back */
+            char *copy = r == 0 ? td_arena_strndup(&l->arena, text.data, text.len) : NULL;
+            if (copy && td_load_find(l, a->content.ptr, a->content.len, &same) < 0)
+                l->texts[a->id] = (td_str){copy, text.len};
+            else if (!copy && r == 0)
+                r = -ENOMEM;
         } else {
             r = td_added_set_put(&t->raw, a->content.ptr, a->content.len, (uint32_t)i);
         }

@@ -5,6 +5,7 @@ makes of a multilingual corpus and of random texts with them. Run from anywhere;
 import json
 import os
 import random
+import unicodedata
 
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -97,7 +98,7 @@ def make():
                            byte_level(use_regex=False, add_prefix_space=True)]),
                       normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Replace(Regex(r"\d+x"), "#"),
                                             normalizers.Replace("--", "\u2014"), normalizers.Strip(True, True), normalizers.Prepend("_")]))
-    behaviors.add_tokens([AddedToken("--"), AddedToken("\u00e9", normalized=True), AddedToken("ij", normalized=False)])
+    behaviors.add_tokens([AddedToken("--"), AddedToken("\u00e9\u00e9", normalized=True), AddedToken("ij", normalized=False)])
     yield "behaviors", behaviors
 
 
@@ -106,15 +107,15 @@ def texts():
                       "\n" * 40 + " " * 40 + "\n x", "\U0001F600" * 60, "ab" * 100 + "1" * 50, "e\u0301" * 30, "\u0301\u0301", "Hello  <mask>  <pad>  <both>  <mask><pad> x",
                       " <both><both> \t<user>x <user> _<user> <user>\u00e9 llama llamas Hello hello defde Fu\u00df  Fu\u00dfx FUSS",
                       "<|user|><|endoftext|><|begin_of_text|>x<|end_of_text|>[gMASK]<sop><sop", "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>hi",
-                      "--a--b---c e\u0301 \u00e9 12x3x ij", "<think><think\u00e9></think></think"]
+                      "--a--b---c e\u0301 \u00e9\u00e9 12x3x ij", "<think><think\u00e9></think></think"]
     rnd = random.Random(20240601)
     pool = "".join(corpus())
     parts = ["<think>", "<|user|>", "<mask>", "<pad>", " ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "12", "--", "e\u0301", "llama", "de", "def", "<both>", "ij", "\u00a0", "_"]
     for _ in range(150):
         out.append("".join(rnd.choice(parts) if rnd.random() < 0.4 else rnd.choice(pool) for _ in range(rnd.randint(1, 40))))
-    for _ in range(60):  # any character
+    for _ in range(90):  # any character of Unicode 14, which PCRE2 10.42 knows
         out.append("".join(chr(c) for c in (rnd.choice((rnd.randrange(0x250), rnd.randrange(0x3000), rnd.randrange(0x10000), rnd.randrange(0x20000)))
-                                            for _ in range(25)) if not 0xD800 <= c < 0xE000))
+                                            for _ in range(25)) if unicodedata.category(chr(c)) not in ("Cn", "Cs")))
     return out
 
 
@@ -144,6 +145,7 @@ def main():
             cases["decode"].append([ids, tok.decode(ids, skip_special_tokens=False), tok.decode(ids, skip_special_tokens=True)])
         with open(os.path.join(HERE, name, "cases.json"), "w", encoding="utf-8") as f:
             json.dump(cases, f, ensure_ascii=False, separators=(",", ":"))
+            f.write("\n")
         print(name, size, "tokens")
 
 
