@@ -53,6 +53,7 @@ struct td_http_conn {
     unsigned half_closed;        /* it did so before the answer began: it is still answered */
     unsigned probed;             /* an interim answer went out to see whether the client is there */
     unsigned more;               /* whole requests may be left in `in` */
+    unsigned broken;             /* output was lost for want of memory */
     unsigned running, head_begun;
     td_strbuf in;
     size_t scanned;
@@ -77,6 +78,8 @@ struct td_http_req {
     int streaming, chunked, no_body, slow;
 };
 
+/* Add to the output. */
+void td_http_out(td_http_conn *c, const void *data, size_t n);
 /* Ask for a run at the end of this turn. */
 void td_http_conn_schedule(td_http_conn *c);
 /* The answer is complete: free the request, then the next one, or close. */

@@ -58,15 +58,26 @@ static const char *date_now(td_http_server *s)
     return s->date;
 }
 
+void td_http_out(td_http_conn *c, const void *data, size_t n)
+{
+    if (evbuffer_add(c->out, data, n) < 0)
+        c->broken = 1;
+}
+
+static void out_text(td_http_conn *c, const char *text)
+{
+    td_http_out(c, text, strlen(text));
+}
+
 /* A value may echo what a client sent: no byte of it may begin a new line. */
-static void add_clean(struct evbuffer *out, const char *s)
+static void out_clean(td_http_conn *c, const char *s)
 {
     for (;;) {
         size_t n = strcspn(s, "\r\n");
-        evbuffer_add(out, s, n);
+        td_http_out(c, s, n);
         if (!s[n])
             return;
-        evbuffer_add(out, " ", 1);
+        out_text(c, " ");
         s += n + 1;
     }
 }
@@ -74,14 +85,23 @@ static void add_clean(struct evbuffer *out, const char *s)
 void td_http_write_head(td_http_conn *c, int status, const td_http_header *headers,
                         size_t n_headers)
 {
-    evbuffer_add_printf(c->out, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, reason(status),
-                        date_now(c->server));
+    char line[128];
+    snprintf(line, sizeof line, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, reason(status),
+             date_now(c->server));
+    out_text(c, line);
     for (size_t i = 0; i < n_headers; i++) {
-        add_clean(c->out, headers[i].name);
-        evbuffer_add(c->out, ": ", 2);
-        add_clean(c->out, headers[i].value);
-        evbuffer_add(c->out, "\r\n", 2);
+        out_clean(c, headers[i].name);
+        out_text(c, ": ");
+        out_clean(c, headers[i].value);
+        out_text(c, "\r\n");
     }
+}
+
+static void out_length(td_http_conn *c, size_t len)
+{
+    char line[48];
+    snprintf(line, sizeof line, "Content-Length: %zu\r\n", len);
+    out_text(c, line);
 }
 
 static int keep_of(const td_http_req *r)
@@ -93,9 +113,9 @@ static int keep_of(const td_http_req *r)
 static void write_connection(td_http_req *r, int keep)
 {
     if (!keep)
-        evbuffer_add_printf(r->conn->out, "Connection: close\r\n");
+        out_text(r->conn, "Connection: close\r\n");
     else if (r->head.minor == 0)
-        evbuffer_add_printf(r->conn->out, "Connection: keep-alive\r\n");
+        out_text(r->conn, "Connection: keep-alive\r\n");
 }
 
 void td_http_reply(td_http_req *r, int status, const td_http_header *headers, size_t n_headers,
@@ -109,10 +129,10 @@ void td_http_reply(td_http_req *r, int status, const td_http_header *headers, si
     td_http_write_head(c, status, headers, n_headers);
     write_connection(r, keep);
     if (!bodiless)
-        evbuffer_add_printf(c->out, "Content-Length: %zu\r\n", len);
-    evbuffer_add(c->out, "\r\n", 2);
+        out_length(c, len);
+    out_text(c, "\r\n");
     if (!bodiless && !r->no_body && len)
-        evbuffer_add(c->out, body, len);
+        td_http_out(c, body, len);
     td_http_conn_answered(c, keep);
 }
 
@@ -127,7 +147,7 @@ void td_http_stream_begin(td_http_req *r, int status, const td_http_header *head
     r->chunked = r->head.minor == 1;
     td_http_write_head(c, status, headers, n_headers);
     write_connection(r, r->chunked && keep_of(r));
-    evbuffer_add_printf(c->out, r->chunked ? "Transfer-Encoding: chunked\r\n\r\n" : "\r\n");
+    out_text(c, r->chunked ? "Transfer-Encoding: chunked\r\n\r\n" : "\r\n");
     td_http_conn_schedule(c);
 }
 
@@ -142,11 +162,14 @@ int td_http_stream_write(td_http_req *r, const void *data, size_t n)
         td_http_conn_schedule(c);
         return -ENOBUFS;
     }
+    if (r->chunked) {
+        char size[24];
+        snprintf(size, sizeof size, "%zx\r\n", n);
+        out_text(c, size);
+    }
+    td_http_out(c, data, n);
     if (r->chunked)
-        evbuffer_add_printf(c->out, "%zx\r\n", n);
-    evbuffer_add(c->out, data, n);
-    if (r->chunked)
-        evbuffer_add(c->out, "\r\n", 2);
+        out_text(c, "\r\n");
     td_http_conn_schedule(c);
     return 0;
 }
@@ -163,7 +186,7 @@ void td_http_stream_end(td_http_req *r)
     if (!c)
         return;
     if (r->chunked && !r->no_body)
-        evbuffer_add(c->out, "0\r\n\r\n", 5);
+        out_text(c, "0\r\n\r\n");
     td_http_conn_answered(c, r->chunked && keep_of(r));
 }
 
@@ -203,6 +226,8 @@ void td_http_conn_refuse(td_http_conn *c, td_http_bad bad)
     td_http_header h[] = {
         {"Content-Type", "application/json"}, {"Connection", "close"}, {"Retry-After", "2"}};
     td_http_write_head(c, bad.status, h, bad.status == 503 ? 3 : 2);
-    evbuffer_add_printf(c->out, "Content-Length: %d\r\n\r\n%s", n, body);
+    out_length(c, (size_t)n);
+    out_text(c, "\r\n");
+    out_text(c, body);
     td_http_conn_answered(c, 0);
 }

@@ -198,7 +198,7 @@ static int begin_request(td_http_conn *c, size_t n)
     read_deadline(c, s->cfg.header_timeout_s);
     if (r->head.expect_continue && c->in.len == 0 &&
         (r->head.chunked || r->head.content_length > 0))
-        evbuffer_add_printf(c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+        td_http_out(c, "HTTP/1.1 100 Continue\r\n\r\n", 25);
     return 0;
 }
 
@@ -274,18 +274,19 @@ static void process(td_http_conn *c)
     td_loop_after(c->server->loop, &c->after);
 }
 
-static int wants_input(const td_http_conn *c)
+/* How many bytes may be read now: what waits for its turn is bounded, and stays in the kernel
+ * beyond that. */
+static size_t room(const td_http_conn *c)
 {
+    size_t max = c->server->cfg.max_header_bytes;
     switch (c->state) {
     case TD_HTTP_HEAD:
-    case TD_HTTP_BODY:
-    case TD_HTTP_FLUSH:
-    case TD_HTTP_LINGER:
-        return 1;
     case TD_HTTP_BUSY:
-        return c->in.len < c->server->cfg.max_header_bytes;
-    default:
+        return TD_MIN(sizeof c->server->scratch, max - TD_MIN(max, c->in.len));
+    case TD_HTTP_DEAD:
         return 0;
+    default:
+        return sizeof c->server->scratch;
     }
 }
 
@@ -293,7 +294,7 @@ static int wants_input(const td_http_conn *c)
 static int receive(td_http_conn *c)
 {
     td_http_server *s = c->server;
-    ssize_t n = recv(c->fd, s->scratch, sizeof s->scratch, 0);
+    ssize_t n = recv(c->fd, s->scratch, room(c), 0);
     if (n > 0) {
         if (c->state != TD_HTTP_FLUSH && c->state != TD_HTTP_LINGER)
             td_strbuf_add(&c->in, s->scratch, (size_t)n);
@@ -312,7 +313,7 @@ static int receive(td_http_conn *c)
 static void read_input(td_http_conn *c)
 {
     process(c);
-    for (int i = 0; c->readable && wants_input(c); i++) {
+    for (int i = 0; c->readable && room(c); i++) {
         if (i == READS_PER_RUN) {
             td_loop_after(c->server->loop, &c->after);
             return;
@@ -340,7 +341,7 @@ static void check_fin_busy(td_http_conn *c)
     if (c->probed || c->req->streaming || c->req->head.minor == 0)
         return;
     c->probed = 1;
-    evbuffer_add_printf(c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+    td_http_out(c, "HTTP/1.1 100 Continue\r\n\r\n", 25);
 }
 
 /* Gone, or only done with sending? See the head of http.h. */
@@ -407,6 +408,8 @@ static void conn_run(td_http_conn *c)
     c->running = 1;
     read_input(c);
     check_fin(c);
+    if (c->broken && c->state != TD_HTTP_DEAD)
+        conn_lose(c); /* out of memory: an answer with a hole must not look whole */
     if (c->state != TD_HTTP_DEAD)
         flush(c);
     if (c->state == TD_HTTP_BUSY && c->req->slow)
@@ -565,17 +568,34 @@ void td_http_server_stop_listening(td_http_server *s)
     }
 }
 
+/* Answers that are complete but not all with the kernel: their readers have a second together. */
+static void send_last_bytes(td_http_server *s)
+{
+    uint64_t end = td_now_us() + TD_S;
+    TD_LIST_FOR (it, &s->conns) {
+        td_http_conn *c = TD_LIST_ENTRY(it, td_http_conn, node);
+        c->running = 1; /* nothing is scheduled any more */
+        while (c->state != TD_HTTP_DEAD) {
+            flush(c);
+            uint64_t now = td_now_us();
+            if (c->req || now >= end || evbuffer_get_length(c->out) == 0)
+                break;
+            struct pollfd p = {.fd = c->fd, .events = POLLOUT};
+            if (poll(&p, 1, (int)((end - now) / TD_MS) + 1) > 0)
+                c->writable = 1;
+        }
+    }
+}
+
 void td_http_server_close(td_http_server *s)
 {
     if (!s)
         return;
     close_listener(s);
     td_timer_del(s->tick);
+    send_last_bytes(s);
     TD_LIST_FOR (it, &s->conns) {
         td_http_conn *c = TD_LIST_ENTRY(it, td_http_conn, node);
-        c->running = 1;
-        if (c->state != TD_HTTP_DEAD)
-            flush(c); /* errors that were just written */
         if (c->state != TD_HTTP_DEAD)
             conn_lose(c);
         conn_free(c);

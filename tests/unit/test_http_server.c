@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -684,6 +685,41 @@ static void drain_closes_idle_and_finishes_running(void **state)
     td_strbuf_done(&out);
 }
 
+/* The last answers of a drained server are larger than a socket buffer: they must not be cut off by
+ * its end. */
+static void closing_the_server_sends_what_is_complete(void **state)
+{
+    fixture *f = *state;
+    serve(f);
+    td_strbuf out;
+    td_strbuf_init(&out);
+    size_t n = 8u << 20;
+    char *big = calloc(1, n);
+    int fd = dial(f);
+    put(f, fd, "GET /hold HTTP/1.1\r\n" H "\r\n", 31);
+    turns(f, 3);
+    td_http_reply(f->held, 200, NULL, 0, big, n);
+    pid_t reader = fork();
+    if (reader == 0) {
+        char buf[65536];
+        size_t got = 0;
+        fcntl(fd, F_SETFL, 0);
+        /* the child holds the server's end too: there is no end to wait for */
+        alarm(5);
+        for (ssize_t r; got <= n && (r = recv(fd, buf, sizeof buf, 0)) > 0;)
+            got += (size_t)r;
+        _exit(got > n ? 0 : 1);
+    }
+    td_http_server_close(f->server);
+    f->server = NULL;
+    int status = -1;
+    waitpid(reader, &status, 0);
+    assert_int_equal(status, 0);
+    free(big);
+    close(fd);
+    td_strbuf_done(&out);
+}
+
 static void closing_the_server_tells_open_requests(void **state)
 {
     fixture *f = *state;
@@ -930,6 +966,7 @@ int main(void)
         T(big_answer_arrives_whole),
         T(two_thousand_connects_are_quick),
         T(drain_closes_idle_and_finishes_running),
+        T(closing_the_server_sends_what_is_complete),
         T(closing_the_server_tells_open_requests),
         T(answer_cannot_split_its_head),
         T(wildcards_and_open_addresses_are_refused),
