@@ -43,6 +43,9 @@ struct worker {
     uint8_t epoch[16], hash[32];
     char name[16];
     int is_decode, up, hold, malformed; /* hold: do not answer by itself */
+    int late;                           /* prefill: D may speak before the reply goes out */
+    int lies;                           /* prefill: another token when it resamples */
+    td_timer *death, *answer;
     uint32_t stop_at; /* decode: dies (closes) in place of sending this index; 0 = never */
     char refused[300];
     served calls[MAX_CALLS];
@@ -91,12 +94,37 @@ static uint32_t emitted_of(const Tandem__V1__Request *r, uint32_t choice, int *r
     return 0;
 }
 
+/* A logprob and two alternatives that follow from the id. */
+typedef struct scores {
+    float logprob, top[2];
+    uint32_t ids[2];
+    Tandem__V1__TopLogprob m, *list[1];
+} scores;
+
+static void score(Tandem__V1__TokenRun *t, scores *s, uint32_t id)
+{
+    s->logprob = -(float)id;
+    s->ids[0] = id;
+    s->ids[1] = id + 1;
+    s->top[0] = -(float)id;
+    s->top[1] = -(float)id - 1;
+    tandem__v1__top_logprob__init(&s->m);
+    s->m.ids = (ProtobufCBinaryData){8, (uint8_t *)s->ids};
+    s->m.logprobs = (ProtobufCBinaryData){8, (uint8_t *)s->top};
+    s->list[0] = &s->m;
+    t->has_logprobs = 1;
+    t->logprobs = (ProtobufCBinaryData){4, (uint8_t *)&s->logprob};
+    t->n_top = 1;
+    t->top = s->list;
+}
+
 /* One BATCH per step with the next token of each choice, as a decode worker sends them; dies at
  * stop_at. 1 = all sent. */
 static int decode_step(served *c, uint32_t step)
 {
     const Tandem__V1__Request *r = c->reserve->request;
     Tandem__V1__TokenRun runs[N_CHOICES], *ptr[N_CHOICES];
+    scores lp[N_CHOICES];
     Tandem__V1__DecodeEvent m = TANDEM__V1__DECODE_EVENT__INIT;
     uint32_t ids[N_CHOICES], last = 0;
     m.runs = ptr;
@@ -115,6 +143,8 @@ static int decode_step(served *c, uint32_t step)
         t->ids = (ProtobufCBinaryData){4, (uint8_t *)&ids[m.n_runs]};
         t->has_finish = index + 1 == r->max_tokens;
         t->finish = TANDEM__V1__FINISH__FINISH_LENGTH;
+        if (r->logprobs)
+            score(t, &lp[m.n_runs], ids[m.n_runs]);
         ptr[m.n_runs++] = t;
         last |= !t->has_finish;
     }
@@ -131,7 +161,10 @@ static void worker_close(worker *w);
 
 static void close_later(void *arg)
 {
-    worker_close(arg);
+    worker *w = arg;
+    td_timer_del(w->death);
+    w->death = NULL;
+    worker_close(w);
 }
 
 /* The blocks have arrived. */
@@ -148,8 +181,7 @@ static void decode_commit(served *c)
     for (uint32_t step = 0;; step++) {
         int r = decode_step(c, step);
         if (r < 0) {
-            td_timer *t;
-            td_timer_add(loop, 0, 0, close_later, c->w, &t);
+            td_timer_add(loop, 0, 0, close_later, c->w, &c->w->death);
             return;
         }
         if (r)
@@ -174,10 +206,21 @@ static void grant(served *c)
     send_event(c, &m);
 }
 
+/* The Reserve call whose ticket a Prefill call carries. */
+static served *reserved_for(const served *c)
+{
+    served *d = NULL;
+    if (c->prefill->ticket)
+        memcpy(&d, c->prefill->ticket->id.data, sizeof d);
+    return d;
+}
+
 static void prefill_answer(served *c)
 {
     const Tandem__V1__Request *r = c->prefill->request;
     Tandem__V1__TokenRun runs[N_CHOICES], *ptr[N_CHOICES];
+    scores lp[N_CHOICES], prompt[2];
+    Tandem__V1__PromptLogprobs pm = TANDEM__V1__PROMPT_LOGPROBS__INIT;
     Tandem__V1__PrefillReply m = TANDEM__V1__PREFILL_REPLY__INIT;
     uint32_t ids[N_CHOICES];
     uint8_t buf[4096];
@@ -193,18 +236,29 @@ static void prefill_answer(served *c)
         tandem__v1__token_run__init(t);
         t->choice = i;
         t->index = index;
-        ids[m.n_first] = token(i, index);
+        ids[m.n_first] = token(i, index) + (e && c->w->lies);
         t->ids = (ProtobufCBinaryData){c->w->malformed ? 3 : 4, (uint8_t *)&ids[m.n_first]};
         t->has_finish = index + 1 == r->max_tokens;
         t->finish = TANDEM__V1__FINISH__FINISH_LENGTH;
+        if (r->logprobs)
+            score(t, &lp[m.n_first], ids[m.n_first]);
         ptr[m.n_first++] = t;
     }
+    Tandem__V1__TopLogprob *prompt_tops[2];
+    float prompt_values[2] = {-1, -2};
+    for (uint32_t i = 0; i < 2 && r->prompt_logprobs; i++) {
+        Tandem__V1__TokenRun unused = TANDEM__V1__TOKEN_RUN__INIT;
+        score(&unused, &prompt[i], 40 + i);
+        prompt_tops[i] = &prompt[i].m;
+        pm.logprobs = (ProtobufCBinaryData){8, (uint8_t *)prompt_values};
+        pm.n_top = 2;
+        pm.top = prompt_tops;
+        m.prompt = &pm;
+    }
     c->w->malformed = 0;
+    served *d = reserved_for(c);
     size_t n = tandem__v1__prefill_reply__pack(&m, buf);
     assert_int_equal(td_call_send(c->call, buf, n), 0);
-    served *d = NULL;
-    if (c->prefill->ticket)
-        memcpy(&d, c->prefill->ticket->id.data, sizeof d);
     finish(c, TD_OK, "");
     if (d && d->call && !d->cancelled)
         decode_commit(d);
@@ -215,6 +269,14 @@ static void on_cancel(void *arg, td_call *call)
     served *c = arg;
     c->cancelled = 1;
     finish(c, TD_CANCELLED, "cancelled");
+}
+
+static void on_late(void *arg)
+{
+    served *c = arg;
+    td_timer_del(c->w->answer);
+    c->w->answer = NULL;
+    prefill_answer(c);
 }
 
 static void on_call(void *arg, td_call *call, td_str method, td_str message)
@@ -235,8 +297,12 @@ static void on_call(void *arg, td_call *call, td_str method, td_str message)
         c->prefill =
             tandem__v1__prefill_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
         assert_non_null(c->prefill);
-        if (!w->hold)
+        if (w->late) {
+            decode_commit(reserved_for(c)); /* all of D's words are with the router before P's */
+            td_timer_add(loop, 30 * TD_MS, 0, on_late, c, &w->answer);
+        } else if (!w->hold) {
             prefill_answer(c);
+        }
     }
 }
 
@@ -319,6 +385,8 @@ static void worker_close(worker *w)
 typedef struct client {
     td_gen *gen;
     uint32_t ids[N_CHOICES][N_IDS], n[N_CHOICES], finish[N_CHOICES];
+    int scored;   /* asked for logprobs */
+    int n_prompt; /* prompt logprobs seen */
     int ends, flushes;
     uint32_t stop_after; /* ends choice 0 when it has so many */
     td_error error;
@@ -335,6 +403,13 @@ static void on_run(void *arg, const td_gen_run *r)
     for (size_t i = 0; i < r->n; i++) {
         assert_int_equal(r->ids[i], token(r->choice, r->index + (uint32_t)i));
         c->ids[r->choice][c->n[r->choice]++] = r->ids[i];
+        assert_int_equal(r->logprobs != NULL, c->scored);
+        if (!c->scored)
+            continue;
+        assert_true(r->logprobs[i] == -(float)r->ids[i]);
+        assert_int_equal(r->top[i].n, 2);
+        assert_int_equal(r->top[i].ids[1], r->ids[i] + 1);
+        assert_true(r->top[i].logprobs[1] == -(float)r->ids[i] - 1);
     }
     c->finish[r->choice] = (uint32_t)r->finish;
     if (c->stop_after && r->choice == 0 && c->n[0] >= c->stop_after)
@@ -352,6 +427,16 @@ static void on_end(void *arg, td_error error, const char *text, uint32_t retry_a
     snprintf(c->text, sizeof c->text, "%s", text ? text : "");
 }
 
+static void on_prompt_logprobs(void *arg, const float *logprobs, const td_gen_top *top, size_t n)
+{
+    client *c = arg;
+    assert_int_equal(n, 2);
+    assert_int_equal(c->n[0], 0); /* before any token */
+    assert_true(logprobs[0] == -1 && logprobs[1] == -2);
+    assert_int_equal(top[1].ids[0], 41);
+    c->n_prompt++;
+}
+
 static void on_flush(void *arg)
 {
     ((client *)arg)->flushes++;
@@ -359,33 +444,42 @@ static void on_flush(void *arg)
 
 static uint32_t n_requests;
 
-static td_error submit_as(client *c, uint32_t n, uint32_t max_tokens, const char *id,
-                          uint32_t *ret_retry)
+static td_error submit_spec(client *c, const td_gen_spec *more, uint32_t *ret_retry)
 {
     static const uint32_t prompt[] = {5, 6, 7};
-    static const td_gen_ops ops = {.on_run = on_run, .on_end = on_end, .on_flush = on_flush};
+    static const td_gen_ops ops = {.on_run = on_run,
+                                   .on_prompt_logprobs = on_prompt_logprobs,
+                                   .on_end = on_end,
+                                   .on_flush = on_flush};
     char fresh[32];
     snprintf(fresh, sizeof fresh, "r%u", ++n_requests);
-    td_gen_spec s = {.request_id = td_str_of(id ? id : fresh),
-                     .tenant = td_str_of("t"),
-                     .prompt = prompt,
-                     .n_prompt = 3,
-                     .n = n,
-                     .max_tokens = max_tokens,
-                     .temperature = 1,
-                     .top_p = 1,
-                     .repetition_penalty = 1,
-                     .seed = 1,
-                     .timeout_us = 20 * TD_S};
+    td_gen_spec s = *more;
+    if (!s.request_id.len)
+        s.request_id = td_str_of(fresh);
+    s.tenant = td_str_of("t");
+    s.prompt = prompt;
+    s.n_prompt = 3;
+    s.temperature = s.top_p = s.repetition_penalty = 1;
+    s.seed = 1;
+    if (!s.timeout_us)
+        s.timeout_us = 20 * TD_S;
     td_err err = {0};
     td_error e = TD_ERROR_NONE;
     uint32_t retry = 0;
     memset(c, 0, sizeof *c);
+    c->scored = s.logprobs;
     if (td_dispatch_submit(dispatch, &s, &ops, c, &c->gen, &e, &retry, &err) == 0)
         e = TD_ERROR_NONE;
     if (ret_retry)
         *ret_retry = retry;
     return e;
+}
+
+static td_error submit_as(client *c, uint32_t n, uint32_t max_tokens, const char *id,
+                          uint32_t *ret_retry)
+{
+    td_gen_spec s = {.n = n, .max_tokens = max_tokens, .request_id = td_str_of(id)};
+    return submit_spec(c, &s, ret_retry);
 }
 
 static td_error submit(client *c, uint32_t n, uint32_t max_tokens)
@@ -517,6 +611,52 @@ static void happy_path(void **state)
     assert_int_equal(metric("requests_ended_total{error=\"none\"}"), 1);
     assert_int_equal(metric("time_to_first_token_seconds_count"), 1);
     assert_int_equal(metric("requests_running"), 0);
+}
+
+/* logprobs travel with their tokens, the prompt's come first, and D's may wait for P's reply */
+static void logprobs_and_late_reply(void **state)
+{
+    client c;
+    td_gen_spec spec = {
+        .n = 2, .max_tokens = 6, .logprobs = 1, .top_logprobs = 2, .prompt_logprobs = 1};
+    start_pair();
+    for (P.late = 0; P.late < 2; P.late++) {
+        assert_int_equal(submit_spec(&c, &spec, NULL), TD_ERROR_NONE);
+        WAIT(c.ends);
+        assert_int_equal(c.error, TD_ERROR_NONE);
+        assert_int_equal(c.n[0], 6);
+        assert_int_equal(c.n[1], 6);
+        assert_int_equal(c.n_prompt, 1);
+    }
+}
+
+static void deadline(void **state)
+{
+    client c;
+    td_gen_spec spec = {.n = 1, .max_tokens = 6, .timeout_us = 50 * TD_MS};
+    P.hold = 1;
+    start_pair();
+    uint64_t start = td_now_us();
+    assert_int_equal(submit_spec(&c, &spec, NULL), TD_ERROR_NONE);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_DEADLINE);
+    assert_true(td_now_us() - start >= 50 * TD_MS);
+    WAIT(P.calls[0].cancelled && D.calls[0].cancelled);
+}
+
+/* a worker that resamples another token: an error, never a changed answer */
+static void nondeterminism(void **state)
+{
+    client c;
+    P.lies = 1;
+    start_pair();
+    D.stop_at = 4;
+    assert_int_equal(submit(&c, 1, 9), TD_ERROR_NONE);
+    worker_dial(&D2);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_NONDETERMINISM);
+    assert_int_equal(c.n[0], 4);
+    assert_int_equal(metric("nondeterminism_total"), 1);
 }
 
 static void many_in_turn(void **state)
@@ -762,6 +902,9 @@ int main(void)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(happy_path),
+        T(logprobs_and_late_reply),
+        T(deadline),
+        T(nondeterminism),
         T(many_in_turn),
         T(prefill_alone),
         T(roles_come_and_go),
