@@ -44,7 +44,7 @@ typedef struct td_options {
 } td_options;
 
 /* Parse argv (without the command's own name), environment and the INI file (--config, default
- * /etc/tandem/tandem.conf when it exists). 0 or -EINVAL with text. */
+ * /etc/tandem/tandem.conf when it exists). 0, -EINVAL, or why the file cannot be read, with text. */
 int td_options_parse(td_options *o, int sections, int argc, char **argv, td_err *reterr_err);
 void td_options_done(td_options *o);
 

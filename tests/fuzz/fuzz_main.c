@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Replays the files of corpus directories through LLVMFuzzerTestOneInput, for builds without
+/* Replays corpus directories, or single files, through LLVMFuzzerTestOneInput, for builds without
  * libFuzzer. */
 #include <dirent.h>
 #include <stdint.h>
@@ -25,25 +25,35 @@ static int replay(const char *path)
     return 0;
 }
 
-int main(int argc, char **argv)
+/* The files of a directory. Returns their number, -1 when one could not be read. */
+static int replay_dir(DIR *d, const char *dir)
 {
     int n = 0, failed = 0;
+    for (struct dirent *e; (e = readdir(d));) {
+        if (e->d_name[0] == '.')
+            continue;
+        char *path = td_path_join(dir, e->d_name);
+        failed |= !path || replay(path);
+        free(path);
+        n++;
+    }
+    if (n == 0)
+        fprintf(stderr, "%s: an empty corpus tests nothing\n", dir);
+    return failed || n == 0 ? -1 : n;
+}
+
+int main(int argc, char **argv)
+{
+    int total = 0;
     for (int i = 1; i < argc; i++) {
         DIR *d = opendir(argv[i]);
-        if (!d) {
-            perror(argv[i]);
+        int n = d ? replay_dir(d, argv[i]) : replay(argv[i]) ? -1 : 1;
+        if (d)
+            closedir(d);
+        if (n < 0)
             return 1;
-        }
-        for (struct dirent *e; (e = readdir(d));) {
-            if (e->d_name[0] == '.')
-                continue;
-            char *path = td_path_join(argv[i], e->d_name);
-            failed |= !path || replay(path);
-            free(path);
-            n++;
-        }
-        closedir(d);
+        total += n;
     }
-    printf("%d inputs\n", n);
-    return failed || n == 0; /* an empty corpus tests nothing */
+    printf("%d inputs\n", total);
+    return total == 0;
 }
