@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# td_folder(NAME [SUBDIRS ...] [LINK ...]): every .c of the folder except main.c becomes td_<name>.
+# td_folder(NAME [SUBDIRS ...] [LINK ...]): every .c of the folder except main.c becomes td_<name>; main.c becomes the
+# program tandem-<name>.
 function(td_folder name)
     cmake_parse_arguments(A "" "" "SUBDIRS;LINK" ${ARGN})
     string(REPLACE "-" "_" id ${name})
@@ -16,6 +17,10 @@ function(td_folder name)
     target_include_directories(td_${id} PUBLIC ${CMAKE_SOURCE_DIR})
     target_link_libraries(td_${id} PUBLIC ${A_LINK})
     set_property(GLOBAL APPEND PROPERTY TD_LIBS td_${id})
+    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/main.c)
+        add_executable(tandem-${name} ${name}/main.c)
+        target_link_libraries(tandem-${name} PRIVATE td_${id})
+    endif()
 endfunction()
 
 # td_proto(proto): runs protoc-c on proto/*.proto; headers are included as "proto/x.pb-c.h".
@@ -55,7 +60,6 @@ function(td_cli name)
     list(REVERSE libs)
     add_library(td_cli STATIC ${src})
     target_include_directories(td_cli PUBLIC ${CMAKE_SOURCE_DIR})
-    target_compile_definitions(td_cli PRIVATE TD_VERSION="${PROJECT_VERSION}" TD_COMMIT="${TD_COMMIT}")
     target_link_libraries(td_cli PUBLIC ${libs})
     add_executable(tandem ${name}/main.c)
     target_link_libraries(tandem PRIVATE td_cli)

@@ -353,9 +353,11 @@ static void out_ack(td_ticket_out *t, const td_out_event *e, uint64_t now_us, td
         out_end(t, TD_OUT_FAILED, TD_ABORTED, now_us);
 }
 
-/* Bytes or a commit wait for an answer. */
+/* Something waits for the peer: to be taken, or to be answered. */
 static int out_owed(const td_ticket_out *t)
 {
+    if (t->state < TD_OUT_COMMIT_SENT && t->queued)
+        return 1;
     return t->state == TD_OUT_COMMIT_SENT ||
            (t->state == TD_OUT_PUSHING && t->sent_bytes > t->received_bytes);
 }
@@ -382,10 +384,15 @@ void td_ticket_out_step(td_ticket_out *t, const td_out_event *e, uint64_t now_us
 {
     *a = (td_out_actions){0};
     switch (e->kind) {
-    case TD_OUT_SENT:
-        TD_BUG_ON(!td_ticket_out_may_send(t, e->bytes));
+    case TD_OUT_QUEUED:
         if (!out_owed(t))
             t->progress_us = now_us;
+        t->queued = 1;
+        break;
+    case TD_OUT_SENT:
+        TD_BUG_ON(!td_ticket_out_may_send(t, e->bytes));
+        t->progress_us = now_us; /* the connection takes frames; acks are owed from here on */
+        t->queued = e->queued;
         t->state = TD_OUT_PUSHING;
         t->sent_bytes += e->bytes;
         break;

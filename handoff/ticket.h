@@ -185,6 +185,7 @@ typedef struct td_ticket_out {
     uint64_t deadline_us, progress_us, commit_us, failed_us;
     uint32_t n_commits;
     uint32_t in_flight; /* frames libzmq still holds */
+    int queued; /* segments wait to be sent */
     int closing, done;
     uint32_t code;
 } td_ticket_out;
@@ -193,7 +194,7 @@ typedef struct td_ticket_out {
 enum {
     TD_OUT_COMMIT_RETRY_US = 500000, /* ask again (the commit is its own query) */
     TD_OUT_SILENCE_US =
-        5000000,              /* no ack although bytes or a commit are owed one: the peer is gone */
+        5000000,              /* neither connection nor ack although something waits for it: the peer is gone */
     TD_OUT_DRAIN_US = 1000000 /* failed, frames still in flight: close the connection */
 };
 
@@ -210,7 +211,8 @@ typedef enum td_ack_state {
 } td_ack_state;
 
 typedef enum td_out_kind {
-    TD_OUT_SENT,        /* a segment of `bytes` went out */
+    TD_OUT_QUEUED,      /* segments wait to be sent */
+    TD_OUT_SENT,        /* a segment of `bytes` went out; queued: others wait still */
     TD_OUT_COMMIT,      /* every segment went out and the commit was sent */
     TD_OUT_ACK,         /* from the peer: key, ack, received_bytes, code */
     TD_OUT_FLIGHT,      /* in_flight frames are left now */
@@ -227,6 +229,7 @@ typedef struct td_out_event {
     uint64_t bytes;     /* SENT: payload; ACK: received_bytes */
     uint32_t code;      /* ACK with FAILED, CANCEL */
     uint32_t in_flight; /* FLIGHT, PEER_CLOSED */
+    int queued;               /* SENT */
 } td_out_event;
 
 typedef struct td_out_actions {
