@@ -16,6 +16,8 @@
 #define WAIT_US        (1 * TD_S)   /* for WELCOME */
 #define BACKOFF_MIN_US (250 * TD_MS)
 #define BACKOFF_MAX_US (5 * TD_S)
+#define YOUNG_US       (1 * TD_S)
+#define YOUNG_MAX      3
 #define LAG_US         (250 * TD_MS)
 #define CANCEL_US      (5 * TD_S)
 
@@ -212,6 +214,19 @@ void td_handshake_start(td_rpc *r)
     set_state(r, TD_DIAL_TRY, 0);
 }
 
+/* At once after a session that lived; with backoff when sessions die young again and again. */
+void td_handshake_again(td_rpc *r, uint64_t lived_us)
+{
+    if (lived_us >= YOUNG_US) {
+        r->n_young = 0;
+        r->backoff_us = 0;
+    }
+    if (++r->n_young <= YOUNG_MAX)
+        td_handshake_start(r);
+    else
+        back_off(r);
+}
+
 static int send_hello(td_rpc *r)
 {
     Tandem__V1__Hello h = *r->c.hello;
@@ -231,7 +246,10 @@ static int writable(td_rpc *r)
 
 void td_handshake_try(td_rpc *r)
 {
-    if (r->dial_state == TD_DIAL_TRY && writable(r) && send_hello(r) == 0)
+    if (r->dial_state == TD_DIAL_WAIT &&
+        !writable(r)) /* the connection went, and our HELLO with it */
+        set_state(r, TD_DIAL_TRY, TRY_US);
+    else if (r->dial_state == TD_DIAL_TRY && writable(r) && send_hello(r) == 0)
         set_state(r, TD_DIAL_WAIT, WAIT_US);
 }
 
@@ -275,7 +293,6 @@ static void recv_welcome(td_rpc *r, const uint8_t *body, size_t n)
         back_off(r);
         return;
     }
-    r->backoff_us = 0;
     set_state(r, TD_DIAL_UP, 0);
     td_rpc_add_session(r, s);
     s->up = 1;

@@ -43,6 +43,7 @@ struct td_rpc {
     td_timer *dial_timer;
     td_dial_state dial_state;
     uint64_t backoff_us;
+    unsigned n_young; /* sessions in a row that died young */
     int draining, closing;
     td_rpc_stats stats;
 };
@@ -81,6 +82,7 @@ struct td_session {
     void *user;
     td_timer *tick;
     uint64_t tick_at_us;
+    uint64_t made_us;
     int up; /* on_up was called and on_down was not */
     td_pending pending;
     char reason[TD_REASON_BYTES];
@@ -136,9 +138,10 @@ void td_rpc_del_session(td_rpc *r, td_session *s);
 td_session *td_rpc_find_route(td_rpc *r, const td_route *route);
 
 /* handshake.c */
-void td_handshake_start(td_rpc *r); /* dialling side: no session: HELLO now */
-void td_handshake_try(td_rpc *r);   /* the socket may have become writable */
-void td_handshake_tick(void *rpc);  /* dial_timer */
+void td_handshake_start(td_rpc *r);                    /* dialling side: no session: HELLO now */
+void td_handshake_again(td_rpc *r, uint64_t lived_us); /* dialling side: it had one */
+void td_handshake_try(td_rpc *r);                      /* the socket may have become writable */
+void td_handshake_tick(void *rpc);                     /* dial_timer */
 void td_handshake_recv(td_rpc *r, const td_route *route, const td_preamble *p, const uint8_t *body,
                        size_t n);
 

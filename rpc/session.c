@@ -192,7 +192,7 @@ static void went_down(td_session *s, td_down why)
     s->rpc =
         NULL; /* calls that are not finished yet keep the session, and may outlive the td_rpc */
     if (r->c.dial && !r->closing)
-        td_handshake_start(r);
+        td_handshake_again(r, td_now_us() - s->made_us);
     td_session_unref(s);
 }
 
@@ -406,6 +406,7 @@ int td_session_new(td_rpc *r, const td_route *route, const td_streams_config *st
     s->number = streams->session;
     s->route = *route;
     s->tick_at_us = UINT64_MAX;
+    s->made_us = td_now_us();
     memcpy(s->epoch, epoch, sizeof s->epoch);
     td_list_init(&s->node);
     td_list_init(&s->batch.finished);

@@ -171,7 +171,7 @@ static td_rpc_config config_of(world *w, side *s, int dial)
                        .dial = dial,
                        .hello = &w->hello,
                        .ping_ms = 30,
-                       .dead_ms = 200,
+                       .dead_ms = 600,
                        .arg = s};
     c.ops = (td_rpc_ops){on_hello, on_up, on_down, on_call, on_load, on_batch_end, get_load};
     td_random_bytes(c.epoch, sizeof c.epoch);
@@ -520,6 +520,39 @@ static void test_killed_binder(void **state)
     WAIT(w, w->b.n_up, 2);
     expect_echo(w, &w->b);
     kill_process(pid[1], go[1]);
+    world_free(w);
+}
+
+/* Bug guarded: a binder that ends every session at once must not be asked again at the speed of the
+ * machine. */
+static void test_young_deaths(void **state)
+{
+    world *w = world_up();
+    uint64_t end = td_now_us() + 400 * TD_MS;
+    while (td_now_us() < end) {
+        if (w->a.session)
+            td_session_close(w->a.session, "no");
+        td_loop_run_once(w->loop, 1000);
+    }
+    assert_in_range(w->b.n_up, 3, 6);
+    unsigned next = w->b.n_up + 1;
+    WAIT(w, w->b.n_up, next);
+    world_free(w);
+}
+
+/* Promise: over tcp on loopback too; port 0 is resolved. */
+static void test_tcp(void **state)
+{
+    world *w = world_new();
+    char ipc[sizeof w->endpoint];
+    memcpy(ipc, w->endpoint, sizeof ipc);
+    snprintf(w->endpoint, sizeof w->endpoint, "tcp://127.0.0.1:0");
+    open_side(w, &w->a, 0);
+    snprintf(w->endpoint, sizeof w->endpoint, "%s", td_rpc_endpoint(w->a.rpc));
+    open_side(w, &w->b, 1);
+    WAIT(w, w->b.n_up, 1);
+    expect_echo(w, &w->b);
+    memcpy(w->endpoint, ipc, sizeof ipc);
     world_free(w);
 }
 
@@ -924,6 +957,8 @@ int main(void)
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_peer_death),
         cmocka_unit_test(test_killed_binder),
+        cmocka_unit_test(test_young_deaths),
+        cmocka_unit_test(test_tcp),
         cmocka_unit_test(test_closed_session),
         cmocka_unit_test(test_finish_after_close),
         cmocka_unit_test(test_refused),
