@@ -24,7 +24,4 @@ typedef struct td_command {
 /* All commands, ended by a row without a name. */
 extern const td_command td_commands[];
 
-const char *td_version(void); /* "0.1.0" */
-const char *td_commit(void);  /* "1a2b3c4d5e6f" or "unknown" */
-
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/options.h"
+#include "base/version.h"
 #include "decode-worker/worker.h"
 #include "prefill-worker/worker.h"
 #include "router/router.h"
@@ -29,16 +30,6 @@ const td_command td_commands[] = {
     {"version", "", "print version, commit and wire version", 0, td_cmd_version},
     {0},
 };
-
-const char *td_version(void)
-{
-    return TD_VERSION;
-}
-
-const char *td_commit(void)
-{
-    return *TD_COMMIT ? TD_COMMIT : "unknown";
-}
 
 int td_cmd_version(int argc, char **argv)
 {

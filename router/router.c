@@ -13,16 +13,13 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/rand.h"
+#include "base/version.h"
 #include "net/service.h"
 #include "router/dispatch.h"
 #include "router/edge.h"
 #include "router/inference.h"
 #include "router/keys.h"
 #include "base/banned.h"
-
-#ifndef TD_VERSION_TEXT
-#define TD_VERSION_TEXT "0.1.0"
-#endif
 
 enum {
     EXIT_RUNTIME = 1,
@@ -113,7 +110,7 @@ static int open_edge(router *r, td_err *reterr_err)
                         .keepalive_s = (uint32_t)td_opt_int(o, TD_OPT_ID_KEEPALIVE),
                         .timeout_us = (uint64_t)td_opt_int(o, TD_OPT_ID_DEADLINE) * 1000000u,
                         .strict = td_opt_bool(o, TD_OPT_ID_STRICT),
-                        .version = TD_VERSION_TEXT};
+                        .version = td_build()};
     return td_edge_open(r->loop, &c, &r->edge, reterr_err);
 }
 
