@@ -8,10 +8,9 @@
 
 #include <stdint.h>
 
-enum {
-    TD_SCHED_PREFILL_TOKENS =
-        32768 /* prompt tokens that may wait on one prefill worker; the rest waits here */
-};
+/* Prompt tokens that may wait on one prefill worker, two of the largest chunks; the rest waits
+ * here, where it can still go elsewhere. */
+enum { TD_SCHED_PREFILL_TOKENS = 16384 };
 
 /* A worker as the scheduler sees it. */
 typedef struct td_sched_worker {

@@ -351,7 +351,7 @@ static void ghost_comes(sim *s, sim_worker *w)
 static void accident(sim *s, sim_worker *w)
 {
     uint64_t a_while = 10 * TD_MS + sim_below(s, 2500 * TD_MS);
-    switch (sim_below(s, 9)) {
+    switch (sim_below(s, 10)) {
     case 0:
         if (s->faults & SIM_F_CRASH)
             crash(s, w);
@@ -377,6 +377,7 @@ static void accident(sim *s, sim_worker *w)
         break;
     case 5:
     case 7:
+    case 8:
         if ((s->faults & SIM_F_KV_FULL) && w->is_decode)
             ghost_comes(s, w);
         break;
@@ -396,7 +397,7 @@ static void on_accident(sim *s, sim_event *e)
     sim_worker *w = &s->workers[sim_below(s, s->n_workers)];
     if (w->up)
         accident(s, w);
-    sim_at(s, s->now + 5 * TD_MS + sim_below(s, 200 * TD_MS), &(sim_event){.fn = on_accident});
+    sim_at(s, s->now + 5 * TD_MS + sim_below(s, 120 * TD_MS), &(sim_event){.fn = on_accident});
 }
 
 static void on_calm(sim *s, sim_event *e)

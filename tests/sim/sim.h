@@ -93,7 +93,7 @@ const char *sim_bug_name(sim_bug b);
 typedef struct sim_tally {
     uint64_t events, requests, tokens, ok, errors[TD_ERROR_MAX], refused;
     uint64_t redispatches, resumes_ok, stale, no_room, held, gaps, late, fenced, drops[TD_DROP_MAX],
-        silences, crashes, coalesced, shared_blocks, closed_peers, commit_retries;
+        silences, crashes, coalesced, shared_blocks, held_blocks, closed_peers, commit_retries;
 } sim_tally;
 
 typedef struct sim sim;
@@ -110,6 +110,7 @@ typedef struct sim_ticket {
     td_ticket_terms terms;
     uint32_t decode; /* worker index */
     uint64_t credit_bytes, timeout_us;
+    uint32_t held; /* leading blocks that the decode worker has in its cache */
 } sim_ticket;
 
 typedef struct sim_request {
@@ -215,6 +216,7 @@ typedef struct sim_res {
     uint8_t runnable[SIM_CHOICES_MAX]; /* committed and not finished */
     uint32_t n_seqs;
     int committed, released;
+    uint32_t held;
     sim_run pending[SIM_CHOICES_MAX]; /* computed and not sent: out of credit */
     int committed_owed;
 } sim_res;

@@ -167,10 +167,20 @@ static void grant(sim *s, sim_worker *w, sim_res *r, uint64_t deadline_us)
     g.key.attempt = r->attempt;
     g.key.generation = (uint32_t)w->generation;
     memcpy(g.key.decode_epoch, w->epoch, 16);
+    if (r->plan.n_timelines == 1 &&
+        sim_below(s, 3) == 0) /* whole blocks, and at least one row is to come */
+        r->held = (uint32_t)sim_below(s, (r->plan.timelines[0].n_ids - 1) / TD_BLOCK_TOKENS + 1);
     for (uint32_t b = 0; b < r->plan.n_blocks; b++) {
         uint32_t t, at;
         td_in_block *k = &r->in_blocks[b];
         td_plan_block(&r->plan, b, &t, &at, &k->rows);
+        if (at < r->held) {
+            k->rows = 0;
+            for (uint32_t i = 0; i < SIM_GROUPS; i++)
+                w->pool.content[r->blocks[t][at]][i] =
+                    sim_content(&r->request, r->plan.timelines[t].choice, at, TD_BLOCK_TOKENS, i);
+            continue;
+        }
         k->has_chain = k->rows == TD_BLOCK_TOKENS;
         if (k->has_chain)
             sim_chain(&r->request, r->plan.timelines[t].choice, at, k->chain);
@@ -188,7 +198,8 @@ static void send_ticket(sim *s, sim_worker *w, sim_res *r, uint64_t timeout_us)
 {
     sim_body *b = sim_body_new(s, SIM_EVENT);
     b->has_ticket = 1;
-    b->ticket = (sim_ticket){r->in.key, sim_terms(), w->index, CREDIT_BYTES, timeout_us};
+    b->ticket = (sim_ticket){r->in.key, sim_terms(), w->index, CREDIT_BYTES, timeout_us, r->held};
+    s->tally->held_blocks += r->held;
     sim_send(s, r->conn, r->stream, b);
     sim_body_unref(s, b);
 }

@@ -134,7 +134,7 @@ static void send_commit(sim *s, sim_worker *w, sim_job *j)
                 .key = j->out.key,
                 .terms = j->ticket.terms,
                 .n_tokens = j->plan.n_tokens};
-    for (uint32_t b = 0; b < j->plan.n_blocks; b++) {
+    for (uint32_t b = j->ticket.held; b < j->plan.n_blocks; b++) {
         uint32_t crcs[SIM_GROUPS];
         for (uint32_t g = 0; g < SIM_GROUPS; g++)
             crcs[g] = block_crc(w, j->blocks[b], g);
@@ -213,7 +213,7 @@ static int push_one(sim *s, sim_worker *w, sim_job *j)
         return 0;
     j->next_block += m.n_runs;
     if (j->next_block == j->plan.n_blocks) {
-        j->next_block = 0;
+        j->next_block = j->ticket.held;
         j->next_group++;
     }
     for (uint32_t i = 0; i < m.n_runs; i++)
@@ -244,6 +244,7 @@ static void start_push(sim *s, sim_worker *w, sim_job *j)
     td_ticket_out_init(&j->out, &key, j->ticket.credit_bytes, s->now + j->ticket.timeout_us,
                        s->now);
     j->pushing = 1;
+    j->next_block = j->ticket.held; /* one timeline then: its leading blocks */
     if (s->early_reply)
         reply(s, j);
     out_step(s, w, j, &(td_out_event){.kind = TD_OUT_QUEUED});

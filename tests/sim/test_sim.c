@@ -15,7 +15,7 @@
 #include "base/bug.h"
 #include "base/banned.h"
 
-enum { SEEDS = 300, BUG_SEEDS = 60 };
+enum { SEEDS = 300, BUG_SEEDS = 200 };
 
 static uint64_t from_env(const char *name, uint64_t otherwise)
 {
@@ -46,6 +46,7 @@ static void print_tally(const sim_tally *t)
     ROW(crashes);
     ROW(coalesced);
     ROW(shared_blocks);
+    ROW(held_blocks);
     ROW(closed_peers);
     ROW(commit_retries);
 #undef ROW
@@ -74,7 +75,8 @@ static void seeds(void **state)
     assert_true(t.redispatches > 100 && t.resumes_ok > 20 && t.stale > 20 && t.no_room > 5 &&
                 t.held > 20);
     assert_true(t.gaps > 20 && t.late > 20 && t.fenced > 20 && t.silences > 20 && t.crashes > 20);
-    assert_true(t.coalesced > 20 && t.shared_blocks > 20 && t.commit_retries > 5);
+    assert_true(t.coalesced > 20 && t.shared_blocks > 20 && t.held_blocks > 20 &&
+                t.commit_retries > 5);
     assert_true(t.drops[TD_DROP_CRC] > 5 && t.drops[TD_DROP_STATE] > 5 &&
                 t.drops[TD_DROP_DUPLICATE] > 5);
 }
