@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/rand.h"
@@ -11,11 +12,6 @@
 
 enum { RUNS = 5, CONTEXT = 512, STEPS = 64, BATCH_MAX = 16 };
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
 
 static void die(const char *what, const td_err *err)
 {
@@ -43,25 +39,38 @@ static td_seq *new_seq(td_engine *e, uint32_t n_prompt, uint64_t seed)
     return s;
 }
 
-static double prefill(td_engine *e, uint32_t n, uint32_t chunk, uint64_t seed)
+/* CPU time of the process: what wall time would be with the cores to ourselves. */
+static uint64_t cpu_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+/* Tokens per second of wall and of CPU time. */
+typedef struct rate {
+    double wall, cpu;
+} rate;
+
+static rate prefill(td_engine *e, uint32_t n, uint32_t chunk, uint64_t seed)
 {
     td_seq *s = new_seq(e, n, seed);
     td_sample sample;
     if (td_seq_reserve(s, n) < 0)
         die("blocks", NULL);
-    uint64_t start = td_now_us();
+    uint64_t start = td_now_us(), cpu = cpu_us();
     for (uint32_t at = 0; at < n; at += chunk) {
         uint32_t len = n - at < chunk ? n - at : chunk;
         td_step_item it = {.seq = s, .n_tokens = len, .n_samples = at + len == n};
         if (td_engine_step(e, &it, 1, &sample) < 0)
             die("step", NULL);
     }
-    double us = (double)(td_now_us() - start);
+    rate r = {n * 1e6 / (double)(td_now_us() - start), n * 1e6 / (double)(cpu_us() - cpu)};
     td_seq_free(s);
-    return n * 1e6 / us;
+    return r;
 }
 
-static double decode(td_engine *e, uint32_t batch, uint32_t context)
+static rate decode(td_engine *e, uint32_t batch, uint32_t context)
 {
     td_seq *s[BATCH_MAX];
     td_step_item items[BATCH_MAX];
@@ -74,7 +83,7 @@ static double decode(td_engine *e, uint32_t batch, uint32_t context)
         if (td_engine_step(e, &it, 1, &samples[i]) < 0)
             die("step", NULL);
     }
-    uint64_t start = td_now_us();
+    uint64_t start = td_now_us(), cpu = cpu_us();
     for (int k = 0; k < STEPS; k++) {
         for (uint32_t i = 0; i < batch; i++) {
             td_seq_append(s[i], samples[i].id);
@@ -83,16 +92,24 @@ static double decode(td_engine *e, uint32_t batch, uint32_t context)
         if (td_engine_step(e, items, batch, samples) < 0)
             die("step", NULL);
     }
-    double us = (double)(td_now_us() - start);
+    double n = (double)batch * STEPS * 1e6;
+    rate r = {n / (double)(td_now_us() - start), n / (double)(cpu_us() - cpu)};
     for (uint32_t i = 0; i < batch; i++)
         td_seq_free(s[i]);
-    return (double)batch * STEPS * 1e6 / us;
+    return r;
 }
 
-static double median(double *v)
+static int by_wall(const void *a, const void *b)
 {
-    qsort(v, RUNS, sizeof *v, by_value);
-    return v[RUNS / 2];
+    double x = ((const rate *)a)->wall, y = ((const rate *)b)->wall;
+    return x < y ? -1 : x > y;
+}
+
+static void print(const char *what, uint32_t a, const char *at, uint32_t b, rate *v)
+{
+    qsort(v, RUNS, sizeof *v, by_wall);
+    printf("%-8s %4u %s %4u  %9.0f tok/s  (%.0f..%.0f)  %9.0f per CPU second\n", what, a, at, b, v[RUNS / 2].wall, v[0].wall,
+           v[RUNS - 1].wall, v[RUNS / 2].cpu);
 }
 
 int main(int argc, char **argv)
@@ -118,17 +135,17 @@ int main(int argc, char **argv)
     uint32_t context = info->max_context < CONTEXT + STEPS + 2 ? info->max_context - STEPS - 2 : CONTEXT;
     printf("model %s  threads %u  act %s  load %.0f ms  weights %.1f MB\n", argv[1], o.n_threads, td_dtype_name(act), load_ms,
            (double)info->weight_bytes / 1e6);
-    double v[RUNS];
+    rate v[RUNS];
     for (uint32_t chunk = 16; chunk <= context; chunk *= 4) {
         for (int i = 0; i < RUNS; i++)
             v[i] = prefill(e, context, chunk, (uint64_t)i + 1);
-        printf("prefill %4u tokens, chunk %4u  %10.0f tok/s\n", context, chunk, median(v));
+        print("prefill", context, "tokens, chunk", chunk, v);
     }
     static const uint32_t batches[] = {1, 2, 4, 8, 16};
     for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
         for (int i = 0; i < RUNS; i++)
             v[i] = decode(e, batches[b], context / 2);
-        printf("decode  batch %2u at %4u       %10.0f tok/s\n", batches[b], context / 2, median(v));
+        print("decode", batches[b], "sequences, at", context / 2, v);
     }
     td_engine_free(e);
     td_model_free(m);

@@ -278,10 +278,10 @@ static int check_glm(const td_config *c, td_err *err)
         return bad(err, "n_group", "must divide n_routed_experts");
     if (c->top_groups > c->n_groups)
         return bad(err, "topk_group", "is larger than n_group");
-    if (c->top_k > c->n_experts / c->n_groups * c->top_groups)
-        return bad(err, "num_experts_per_tok", "is larger than the experts of topk_group groups");
     if (c->n_groups > 1 && c->n_experts / c->n_groups < 2)
         return bad(err, "n_group", "leaves fewer than two experts in a group");
+    if (c->top_k > c->n_experts / c->n_groups * c->top_groups)
+        return bad(err, "num_experts_per_tok", "is larger than the experts of topk_group groups");
     return 0;
 }
 

@@ -27,15 +27,16 @@
     } while (0)
 
 #define DOT_BODY(R)                                                                                \
-    v4 sum[R][4] = {{{0}}};                                                                        \
-    for (uint32_t at = k0; at < k1;) {                                                             \
-        uint32_t end = k1 - at > TD_KPLAN_GEMM_BLOCK ? at + TD_KPLAN_GEMM_BLOCK : k1;              \
-        v4 acc[R][4];                                                                              \
+    v4 acc[R][4], sum[R][4];                                                                       \
+    uint32_t at = k0, end = k1 - at > TD_KPLAN_GEMM_BLOCK ? at + TD_KPLAN_GEMM_BLOCK : k1;         \
+    DOT_BLOCK(R, rows, acc);                                                                       \
+    memcpy(sum, acc, sizeof sum);                                                                  \
+    for (at = end; at < k1; at = end) {                                                            \
+        end = k1 - at > TD_KPLAN_GEMM_BLOCK ? at + TD_KPLAN_GEMM_BLOCK : k1;                       \
         DOT_BLOCK(R, rows, acc);                                                                   \
         for (int r = 0; r < (R); r++)                                                              \
             for (int j = 0; j < 4; j++)                                                            \
-                sum[r][j] = at == k0 ? acc[r][j] : sum[r][j] + acc[r][j];                          \
-        at = end;                                                                                  \
+                sum[r][j] = sum[r][j] + acc[r][j];                                                 \
     }                                                                                              \
     memcpy(out, sum, sizeof sum)
 
