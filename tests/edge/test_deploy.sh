@@ -104,20 +104,25 @@ image_has_every_library() {
     done
 }
 
+# Below /usr and below another prefix: units name the program and the configuration that lie beside them.
 installation_is_complete() {
-    DESTDIR=$tmp/dest cmake --install "$TD_BINARY_DIR" --prefix /usr >"$tmp/out" 2>&1 || { fail installation_is_complete "$(tail -3 "$tmp/out")"; return; }
-    local f
-    for f in usr/bin/tandem usr/lib/sysusers.d/tandem.conf usr/lib/tmpfiles.d/tandem.conf; do
-        [ -f "$tmp/dest/$f" ] || fail installation_is_complete "no /$f"
+    local prefix conf f dest unit
+    for prefix in /usr /opt/td; do
+        dest=$tmp/dest$prefix conf=/opt/td/etc
+        [ $prefix = /opt/td ] || conf=/etc
+        DESTDIR=$dest cmake --install "$TD_BINARY_DIR" --prefix $prefix >"$tmp/out" 2>&1 ||
+            { fail installation_is_complete "$(tail -3 "$tmp/out")"; return; }
+        for f in $conf/tandem/tandem.conf $prefix/bin/tandem $prefix/lib/sysusers.d/tandem.conf \
+            $prefix/lib/tmpfiles.d/tandem.conf $prefix/share/tandem/proto/inference.proto; do
+            [ -f "$dest$f" ] || fail installation_is_complete "no $f"
+        done
+        for unit in "$deploy"/systemd/*.service; do
+            f=$(find "$dest" -name "$(basename "$unit")")
+            [ -n "$f" ] || fail installation_is_complete "no $(basename "$unit")"
+            grep -q -E "^ExecStart=$prefix/bin/tandem [a-z-]+ --config $conf/tandem/tandem.conf\$" "$f" ||
+                fail installation_is_complete "$prefix: $(grep ExecStart "$f")"
+        done
     done
-    find "$tmp/dest" -name tandem.conf -path '*/etc/tandem/*' | grep -q . || fail installation_is_complete "no tandem.conf"
-    find "$tmp/dest" -name 'tandem-*@.service' | grep -q . || fail installation_is_complete "no units"
-    # units of another prefix name that prefix's program and configuration
-    local unit bin conf
-    unit=$(find "$tmp/dest" -name tandem-router.service)
-    bin=$(sed -nE 's/^ExecStart=([^ ]+) .*/\1/p' "$unit") conf=$(sed -nE 's/^ExecStart=.*--config ([^ ]+)$/\1/p' "$unit")
-    case $bin in */bin/tandem) ;; *) fail installation_is_complete "ExecStart names $bin" ;; esac
-    [ -f "$tmp/dest$conf" ] || fail installation_is_complete "the unit reads $conf, which is not installed"
 }
 
 package_has_our_version() {
