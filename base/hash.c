@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/hash.h"
 
+#include <errno.h>
 #include <sodium.h>
 #include <string.h>
 #include <xxhash.h>
@@ -65,4 +66,24 @@ char *td_hex(const void *bytes, size_t n, char *out)
     }
     out[2 * n] = 0;
     return out;
+}
+
+static int digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 32;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+int td_unhex(const char *hex, void *out, size_t n)
+{
+    unsigned char *p = out;
+    for (size_t i = 0; i < n; i++, hex += 2) {
+        int hi = digit(hex[0]), lo = hi < 0 ? -1 : digit(hex[1]);
+        if (lo < 0)
+            return -EINVAL;
+        p[i] = (unsigned char)(hi << 4 | lo);
+    }
+    return *hex ? -EINVAL : 0;
 }

@@ -28,5 +28,7 @@ uint32_t td_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n);
 
 /* Lower-case hex; out has 2n+1 bytes. Returns out. */
 char *td_hex(const void *bytes, size_t n, char *out);
+/* Exactly 2n hex digits of either case to n bytes. 0, or -EINVAL (out is then unspecified). */
+int td_unhex(const char *hex, void *out, size_t n);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "base/version.h"
 #include "cli/cli.h"
+#include "base/banned.h"
 
 static int usage(FILE *out)
 {

@@ -2,7 +2,6 @@
 #include "router/keys.h"
 
 #include <errno.h>
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -11,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/secret.h"
 #include "base/banned.h"
 
 enum { KEY_BYTES_MIN = 16, KEYS_MAX = 4096, TENANT_MAX = 64, FILE_MAX = 1 << 20 };
@@ -102,7 +102,7 @@ int td_keys_load(const char *path, td_keys **ret_keys, td_err *reterr_err)
         r = add_line(k, path, ++line, text + at, len, reterr_err);
         at += len + 1;
     }
-    sodium_memzero(text, n);
+    td_secret_wipe(text, n);
     if (r == 0 && k->n == 0)
         r = td_err_set(reterr_err, -EINVAL, "%s: no key in it; write a line `TENANT KEY`", path);
     if (r < 0) {
@@ -131,7 +131,7 @@ int td_keys_check(const td_keys *k, const char *authorization, td_str *ret_tenan
     hash_key(s, strlen(s), hash);
     const key *found = NULL;
     for (size_t i = 0; i < k->n; i++) /* every entry: the time tells nothing */
-        if (sodium_memcmp(hash, k->list[i].hash, sizeof hash) == 0)
+        if (td_secret_equal(hash, k->list[i].hash, sizeof hash))
             found = &k->list[i];
     if (found)
         *ret_tenant = td_str_of(found->tenant);

@@ -2,7 +2,6 @@
 #include "router/router.h"
 
 #include <errno.h>
-#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +12,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/rand.h"
+#include "base/secret.h"
 #include "base/version.h"
 #include "net/service.h"
 #include "router/dispatch.h"
@@ -67,8 +67,7 @@ static int load_secret(router *r, td_err *reterr_err)
 
 static int parse_hash(const char *hex, uint8_t out[32], td_err *reterr_err)
 {
-    size_t n = 0;
-    if (sodium_hex2bin(out, 32, hex, strlen(hex), NULL, &n, NULL) != 0 || n != 32)
+    if (td_unhex(hex, out, 32) < 0)
         return td_err_set(reterr_err, -EINVAL, "--model-hash: 64 hexadecimal digits are needed");
     return 0;
 }
@@ -168,7 +167,7 @@ static void close_all(router *r)
     td_keys_free(r->keys);
     td_metrics_free(r->metrics);
     if (r->secret)
-        sodium_memzero(r->secret, r->secret_bytes);
+        td_secret_wipe(r->secret, r->secret_bytes);
     free(r->secret);
     td_loop_free(r->loop);
 }

@@ -11,6 +11,7 @@
 
 #include "base/hash.h"
 #include "base/rand.h"
+#include "base/secret.h"
 #include "base/banned.h"
 
 static void test_crc_vectors(void **state)
@@ -119,11 +120,39 @@ static void test_xxh128(void **state)
     assert_string_equal(td_hex(out, 16, text), "06b05ab6733a618578af5f94892f3950");
 }
 
+static void test_hex(void **state)
+{
+    unsigned char out[3];
+    char text[7];
+    assert_int_equal(td_unhex("00fFa5", out, 3), 0);
+    assert_string_equal(td_hex(out, 3, text), "00ffa5");
+    static const char *const bad[] = {"", "0", "00fFa", "00fFa55", "00fga5", "0x00ff", " 00ffa5"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_true(td_unhex(bad[i], out, 3) < 0);
+}
+
+static void test_secret(void **state)
+{
+    unsigned char a[40], b[40];
+    memset(a, 7, sizeof a);
+    for (size_t i = 0; i < sizeof b; i++) {
+        memset(b, 7, sizeof b);
+        assert_true(td_secret_equal(a, b, sizeof b));
+        b[i] ^= 1;
+        assert_false(td_secret_equal(a, b, sizeof b));
+    }
+    td_secret_wipe(a, sizeof a);
+    for (size_t i = 0; i < sizeof a; i++)
+        assert_int_equal(a[i], 0);
+    td_secret_wipe(NULL, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_crc_vectors), cmocka_unit_test(test_crc_lengths),
-        cmocka_unit_test(test_blake2b), cmocka_unit_test(test_fields_do_not_run_together),
-        cmocka_unit_test(test_xxh128)};
+        cmocka_unit_test(test_blake2b),     cmocka_unit_test(test_fields_do_not_run_together),
+        cmocka_unit_test(test_xxh128),      cmocka_unit_test(test_hex),
+        cmocka_unit_test(test_secret)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
