@@ -87,11 +87,15 @@ static int is_running(td_decode_desk *d, td_str id, uint32_t attempt)
 
 static int job_read(td_decode_desk *d, td_decode_job *j, td_str message, td_err *err)
 {
-    j->message = tandem__v1__reserve_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    j->message =
+        tandem__v1__reserve_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     if (!j->message)
         return td_err_set(err, -EINVAL, "ReserveRequest: not a valid message");
-    int r = td_request_read(j->message->request, d->host->info->vocab_size, d->max_context, &j->request, err);
-    if (r == 0 && is_running(d, (td_str){(char *)j->request.message->request_id.data, j->request.message->request_id.len},
+    int r = td_request_read(j->message->request, d->host->info->vocab_size, d->max_context,
+                            &j->request, err);
+    if (r == 0 && is_running(d,
+                             (td_str){(char *)j->request.message->request_id.data,
+                                      j->request.message->request_id.len},
                              j->message->attempt))
         r = td_err_set(err, -EEXIST, "request_id: this attempt is running here");
     return r;
@@ -157,7 +161,8 @@ static void on_reserve(td_decode_desk *d, td_call *c, td_str message)
 
 static void on_abort(td_decode_desk *d, td_call *c, td_str message)
 {
-    Tandem__V1__AbortRequest *m = tandem__v1__abort_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    Tandem__V1__AbortRequest *m =
+        tandem__v1__abort_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     Tandem__V1__AbortReply reply = TANDEM__V1__ABORT_REPLY__INIT;
     if (!m) {
         refuse(c, -EINVAL, "AbortRequest: not a valid message");
@@ -178,7 +183,8 @@ static void on_abort(td_decode_desk *d, td_call *c, td_str message)
 static void on_flush(td_decode_desk *d, td_call *c)
 {
     td_decode_flush *f = malloc(sizeof *f);
-    if (!f || (*f = (td_decode_flush){.head = {TD_DECODE_FLUSH}, .call = c}, td_ring_push(d->to_lane, f)) < 0) {
+    if (!f || (*f = (td_decode_flush){.head = {TD_DECODE_FLUSH}, .call = c},
+               td_ring_push(d->to_lane, f)) < 0) {
         free(f);
         refuse(c, -EAGAIN, "the worker's queue is full");
     }
@@ -213,7 +219,8 @@ void td_decode_desk_call(void *arg, td_call *c, td_str method, td_str message)
     else if (td_str_eq(method, "tandem.v1.Engine/Drain"))
         on_drain(d, c);
     else if (!td_str_eq(method, "tandem.v1.Engine/Reserve"))
-        td_host_fail(c, TD_UNIMPLEMENTED, TD_ERROR_UNSUPPORTED, "a decode worker does not serve this method");
+        td_host_fail(c, TD_UNIMPLEMENTED, TD_ERROR_UNSUPPORTED,
+                     "a decode worker does not serve this method");
     else if (d->draining)
         td_host_fail(c, TD_UNAVAILABLE, TD_ERROR_DRAINING, NULL);
     else
@@ -238,7 +245,9 @@ static void send_ticket(td_decode_desk *d, td_decode_job *j)
     t.endpoint = bin(h->kv_endpoint, strlen(h->kv_endpoint));
     t.credit_bytes = TD_DECODE_CREDIT_BYTES;
     t.held_blocks = j->held_blocks;
-    t.deadline_ms = j->deadline_us > now ? (uint32_t)TD_MIN((j->deadline_us - now) / TD_MS + 1, (uint64_t)UINT32_MAX) : 1;
+    t.deadline_ms = j->deadline_us > now
+                        ? (uint32_t)TD_MIN((j->deadline_us - now) / TD_MS + 1, (uint64_t)UINT32_MAX)
+                        : 1;
     t.has_host_id = h->host_id[0] != 0;
     t.host_id = bin(h->host_id, strlen(h->host_id));
     m.ticket = &t;
@@ -371,7 +380,8 @@ static int flush_job(td_decode_desk *d, td_decode_job *j)
         r = -ENOMEM;
         if (bytes) {
             tandem__v1__decode_event__pack(&m, bytes);
-            r = d->session == td_call_session(j->call) ? td_batch_add(j->call, bytes, len) : -ECANCELED;
+            r = d->session == td_call_session(j->call) ? td_batch_add(j->call, bytes, len)
+                                                       : -ECANCELED;
         }
     }
     free(room.tops);
@@ -388,12 +398,13 @@ static void end(td_decode_desk *d, td_decode_job *j)
     td_str id = td_call_request_id(j->call);
     if (j->code && j->code != TD_CANCELLED) {
         td_log(j->code == TD_RESOURCE_EXHAUSTED ? TD_LOG_DEBUG : TD_LOG_WARN, "decode_failed",
-               "request_id=\"%.*s\" attempt=%u code=%s why=\"%s\"", (int)id.len, id.ptr, j->message->attempt,
-               td_code_name(j->code), j->text);
+               "request_id=\"%.*s\" attempt=%u code=%s why=\"%s\"", (int)id.len, id.ptr,
+               j->message->attempt, td_code_name(j->code), j->text);
         if (d->failed)
             td_counter_add(d->failed, 1);
     } else if (td_log_enabled(TD_LOG_DEBUG)) {
-        td_log(TD_LOG_DEBUG, "decode_end", "request_id=\"%.*s\" tokens=%u held_blocks=%u kv_bytes=%llu transfer_us=%llu",
+        td_log(TD_LOG_DEBUG, "decode_end",
+               "request_id=\"%.*s\" tokens=%u held_blocks=%u kv_bytes=%llu transfer_us=%llu",
                (int)id.len, id.ptr, j->n_sent, j->held_blocks, (unsigned long long)j->figures.bytes,
                (unsigned long long)j->figures.transfer_us);
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The decode worker's calls: makes jobs of Reserve calls, streams tickets and tokens back, one BATCH an engine step. What
- * the router's credit does not allow is kept and coalesced (at most max_tokens of a choice). Loop thread only. */
+/* The decode worker's calls: makes jobs of Reserve calls, streams tickets and tokens back, one
+ * BATCH an engine step. What the router's credit does not allow is kept and coalesced (at most
+ * max_tokens of a choice). Loop thread only. */
 #ifndef TD_DECODE_WORKER_DESK_H
 #define TD_DECODE_WORKER_DESK_H
 
@@ -18,7 +19,7 @@ typedef struct td_decode_desk {
     td_ring *to_lane, *from_lane;
     td_list jobs, dirty;
     td_loop *loop;
-    td_after after; /* runs the desk's turn */
+    td_after after;      /* runs the desk's turn */
     td_session *session; /* NULL: no router */
     uint64_t step;
     uint32_t n_jobs, max_context;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One Reserve call on its way through the three threads. The loop makes it and frees it; between those the lane owns it.
+/* One Reserve call on its way through the three threads. The loop makes it and frees it; between
+ * those the lane owns it.
  *
  * loop -> lane   arrive
  * lane -> mover  grant
@@ -65,7 +66,7 @@ typedef struct td_decode_flush {
 
 /* Tokens of one choice that are not sent yet: at most what the router's credit made wait. */
 typedef struct td_decode_pending {
-    uint32_t index, n; /* of the first; how many */
+    uint32_t index, n;             /* of the first; how many */
     td_strbuf ids, logprobs, tops; /* u32, f32, td_logprob each */
     td_finish finish;
 } td_decode_pending;
@@ -87,7 +88,8 @@ struct td_decode_job {
 
     /* lane */
     td_list lane_node;
-    td_seq *seqs[TD_CHOICES_MAX]; /* before the commit one a timeline, after it one a choice; NULL: ended */
+    td_seq *seqs[TD_CHOICES_MAX]; /* before the commit one a timeline, after it one a choice; NULL:
+                                     ended */
     uint32_t n_seqs;
     td_block *spare; /* held for the choices that are forked at the commit */
     uint32_t n_spare, held_blocks, generation;

@@ -32,8 +32,8 @@ struct td_decode_lane {
     pthread_t thread;
     atomic_int stop;
     /* room of one step */
-    runner *runners;  /* [max_admitted] */
-    uint32_t *picks;  /* [max_seqs] */
+    runner *runners; /* [max_admitted] */
+    uint32_t *picks; /* [max_seqs] */
     td_step_item *items;
     td_sample *samples;
 };
@@ -80,7 +80,8 @@ static void set_end(td_decode_job *j, uint32_t code, td_error error, const char 
 }
 
 /* End a job before its time: at once, or when the mover has given its blocks back. */
-static void fail(td_decode_lane *l, td_decode_job *j, uint32_t code, td_error error, const char *text)
+static void fail(td_decode_lane *l, td_decode_job *j, uint32_t code, td_error error,
+                 const char *text)
 {
     set_end(j, code, error, text);
     if (!j->granted) {
@@ -135,11 +136,15 @@ static int admit(td_decode_lane *l, td_decode_job *j, td_err *err)
     uint32_t available = td_kv_available(l->pool);
     switch (td_decode_admit(&l->c.policy, needs, n, need, all, available, l->n_admitted)) {
     case TD_DECODE_TOO_BIG:
-        return td_err_set(err, -ERANGE, "%zu prompt tokens and %u to emit in %u choices need %llu KV blocks, this worker has %u",
-                          q->n_prompt, q->max_tokens, n, (unsigned long long)all, l->c.policy.n_blocks);
+        return td_err_set(err, -ERANGE,
+                          "%zu prompt tokens and %u to emit in %u choices need %llu KV blocks, "
+                          "this worker has %u",
+                          q->n_prompt, q->max_tokens, n, (unsigned long long)all,
+                          l->c.policy.n_blocks);
     case TD_DECODE_FULL:
-        return td_err_set(err, -ENOSPC, "no room: %llu KV blocks needed, %u free, %u of %u sequences admitted",
-                          (unsigned long long)need, available, l->n_admitted, l->c.policy.max_admitted);
+        return td_err_set(
+            err, -ENOSPC, "no room: %llu KV blocks needed, %u free, %u of %u sequences admitted",
+            (unsigned long long)need, available, l->n_admitted, l->c.policy.max_admitted);
     case TD_DECODE_ADMIT:
         break;
     }
@@ -168,7 +173,8 @@ static int fill_grant(td_decode_job *j)
         g->expect.rows = rows;
         g->expect.has_chain = rows == TD_BLOCK_TOKENS && b < n_hashes;
         if (g->expect.has_chain)
-            memcpy(g->expect.chain, hashes + (size_t)b * TD_PREFIX_HASH_BYTES, TD_PREFIX_HASH_BYTES);
+            memcpy(g->expect.chain, hashes + (size_t)b * TD_PREFIX_HASH_BYTES,
+                   TD_PREFIX_HASH_BYTES);
     }
     for (uint32_t i = 0; i < p->n_choices; i++) {
         size_t n = j->request.n_emitted[i];
@@ -190,7 +196,8 @@ static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
 {
     const td_handoff_plan *p = &j->request.plan;
     for (j->n_seqs = 0; j->n_seqs < p->n_timelines; j->n_seqs++) {
-        int r = td_decode_seq(l->c.engine, &j->request, j->n_seqs, p->timelines[j->n_seqs].choice, &j->seqs[j->n_seqs], err);
+        int r = td_decode_seq(l->c.engine, &j->request, j->n_seqs, p->timelines[j->n_seqs].choice,
+                              &j->seqs[j->n_seqs], err);
         if (r < 0)
             return r;
     }
@@ -207,8 +214,14 @@ static void arrive(td_decode_lane *l, td_decode_job *j)
     l->n_jobs++;
     int r = prepare(l, j, &err);
     if (r < 0) {
-        td_error e = r == -ERANGE ? TD_ERROR_CONTEXT_LENGTH : r == -EINVAL ? TD_ERROR_INVALID_VALUE : TD_ERROR_NONE;
-        fail(l, j, r == -ERANGE ? TD_OUT_OF_RANGE : r == -ENOSPC ? TD_RESOURCE_EXHAUSTED : td_code_from_errno(r), e, err.text);
+        td_error e = r == -ERANGE   ? TD_ERROR_CONTEXT_LENGTH
+                     : r == -EINVAL ? TD_ERROR_INVALID_VALUE
+                                    : TD_ERROR_NONE;
+        fail(l, j,
+             r == -ERANGE   ? TD_OUT_OF_RANGE
+             : r == -ENOSPC ? TD_RESOURCE_EXHAUSTED
+                            : td_code_from_errno(r),
+             e, err.text);
         return;
     }
     j->granted = 1;
@@ -222,8 +235,8 @@ static void arrive(td_decode_lane *l, td_decode_job *j)
 
 /* ---- commit ---- */
 
-/* Make the other choices of a first attempt from the first one: full blocks shared, the partial one copied. The spare
- * blocks are exactly what that takes. */
+/* Make the other choices of a first attempt from the first one: full blocks shared, the partial one
+ * copied. The spare blocks are exactly what that takes. */
 static int fork_choices(td_decode_lane *l, td_decode_job *j)
 {
     for (uint32_t i = 0; i < j->n_spare; i++)
@@ -318,7 +331,8 @@ static void see_flags(td_decode_lane *l)
         if (atomic_load(&j->fence))
             continue;
         if (code)
-            fail(l, j, code, code == TD_DEADLINE_EXCEEDED ? TD_ERROR_DEADLINE : TD_ERROR_CANCELLED, "cancelled");
+            fail(l, j, code, code == TD_DEADLINE_EXCEEDED ? TD_ERROR_DEADLINE : TD_ERROR_CANCELLED,
+                 "cancelled");
         else if (stop)
             fail(l, j, TD_UNAVAILABLE, TD_ERROR_DRAINING, "the worker ends");
     }
@@ -436,7 +450,8 @@ static void lane_free(td_decode_lane *l)
     free(l);
 }
 
-int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **ret_lane, td_err *reterr_err)
+int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **ret_lane,
+                         td_err *reterr_err)
 {
     td_decode_lane *l = calloc(1, sizeof *l);
     if (!l)

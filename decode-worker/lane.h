@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The decode worker's engine thread: owns engine and KV pool; admits as decode-worker/batch.h says, grants tickets, runs
- * one token of every running sequence a step. */
+/* The decode worker's engine thread: owns engine and KV pool; admits as decode-worker/batch.h says,
+ * grants tickets, runs one token of every running sequence a step. */
 #ifndef TD_DECODE_WORKER_LANE_H
 #define TD_DECODE_WORKER_LANE_H
 
@@ -19,9 +19,10 @@ typedef struct td_decode_lane_config {
     td_ring *from_loop, *to_loop, *from_mover, *to_mover;
 } td_decode_lane_config;
 
-int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **ret_lane, td_err *reterr_err);
-/* Jobs that are left end UNAVAILABLE. The mover must still run. Does not block: 1 the thread has ended and l is freed,
- * 0 read to_loop and call again. */
+int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **ret_lane,
+                         td_err *reterr_err);
+/* Jobs that are left end UNAVAILABLE. The mover must still run. Does not block: 1 the thread has
+ * ended and l is freed, 0 read to_loop and call again. */
 int td_decode_lane_stop(td_decode_lane *l);
 
 #endif

@@ -27,7 +27,8 @@ static void settle(td_decode_mover *m, td_decode_job *j)
     td_push_wait(m->c.to_lane, &j->settled);
 }
 
-static void on_deliver(void *arg, void *user, const uint32_t *ids, uint32_t n, const td_receive_figures *figures)
+static void on_deliver(void *arg, void *user, const uint32_t *ids, uint32_t n,
+                       const td_receive_figures *figures)
 {
     td_decode_job *j = user;
     j->delivered = 1;
@@ -103,7 +104,8 @@ static void *mover_main(void *arg)
     }
 }
 
-int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover **ret_mover, td_err *reterr_err)
+int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover **ret_mover,
+                          td_err *reterr_err)
 {
     td_decode_mover *m = calloc(1, sizeof *m);
     if (!m)

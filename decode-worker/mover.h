@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The decode worker's mover thread: owns the KV socket, checks and copies what arrives into RESERVED blocks. */
+/* The decode worker's mover thread: owns the KV socket, checks and copies what arrives into
+ * RESERVED blocks. */
 #ifndef TD_DECODE_WORKER_MOVER_H
 #define TD_DECODE_WORKER_MOVER_H
 
@@ -18,7 +19,8 @@ typedef struct td_decode_mover_config {
 } td_decode_mover_config;
 
 /* Binds the KV socket, then starts the thread. */
-int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover **ret_mover, td_err *reterr_err);
+int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover **ret_mover,
+                          td_err *reterr_err);
 /* After the lane has ended: every grant is settled. Joins. */
 void td_decode_mover_stop(td_decode_mover *m);
 const char *td_decode_mover_endpoint(const td_decode_mover *m);

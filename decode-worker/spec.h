@@ -7,7 +7,9 @@
 #include "engine/engine.h"
 #include "handoff/request.h"
 
-/* A sequence for timeline t of the request (no blocks yet), sampling as `choice`. Errors as td_seq_new(). */
-int td_decode_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice, td_seq **ret_seq, td_err *reterr_err);
+/* A sequence for timeline t of the request (no blocks yet), sampling as `choice`. Errors as
+ * td_seq_new(). */
+int td_decode_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice,
+                  td_seq **ret_seq, td_err *reterr_err);
 
 #endif

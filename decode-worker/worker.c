@@ -56,7 +56,8 @@ static void on_idle(void *arg)
 static void on_dead(void *arg)
 {
     worker *w = arg;
-    td_log(TD_LOG_ERROR, "engine_dead", "why=\"steps fail one after another; the supervisor starts a new process\"");
+    td_log(TD_LOG_ERROR, "engine_dead",
+           "why=\"steps fail one after another; the supervisor starts a new process\"");
     w->status = 1;
     td_loop_stop(w->loop);
 }
@@ -65,7 +66,8 @@ static void on_drain(void *arg)
 {
     worker *w = arg;
     td_log(TD_LOG_INFO, "draining", "jobs=%u", w->desk.n_jobs);
-    td_rpc_goaway(w->rpc, "the worker is shutting down", (uint32_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * 1000);
+    td_rpc_goaway(w->rpc, "the worker is shutting down",
+                  (uint32_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * 1000);
     td_decode_desk_drain(&w->desk);
 }
 
@@ -142,10 +144,11 @@ static void update_gauges(worker *w)
 static void write_drops(worker *w, td_strbuf *out)
 {
     const td_receive_stats *s = td_decode_mover_stats(w->mover);
-    td_strbuf_adds(out, "# HELP tandem_kv_dropped_total KV frames refused, by reason\n# TYPE tandem_kv_dropped_total counter\n");
+    td_strbuf_adds(out, "# HELP tandem_kv_dropped_total KV frames refused, by reason\n# TYPE "
+                        "tandem_kv_dropped_total counter\n");
     for (int d = TD_DROP_NONE + 1; d < TD_DROP_MAX; d++)
-        td_strbuf_addf(out, "tandem_kv_dropped_total{reason=\"%s\"} %llu\n", td_drop_name((td_drop)d),
-                       (unsigned long long)atomic_load(&s->drops[d]));
+        td_strbuf_addf(out, "tandem_kv_dropped_total{reason=\"%s\"} %llu\n",
+                       td_drop_name((td_drop)d), (unsigned long long)atomic_load(&s->drops[d]));
 }
 
 static void on_request(void *arg, td_http_req *req)
@@ -181,7 +184,8 @@ static int open_metrics(worker *w, td_err *err)
         return td_err_set(err, r, "metrics: out of memory");
     td_metrics *m = w->metrics;
     w->g_running = td_gauge_new(m, "decode_running", "", "Sequences in the current step");
-    w->g_waiting = td_gauge_new(m, "decode_waiting", "", "Tickets whose blocks have not all arrived");
+    w->g_waiting =
+        td_gauge_new(m, "decode_waiting", "", "Tickets whose blocks have not all arrived");
     w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
     w->g_reserved = td_gauge_new(m, "kv_reserved_blocks", "", "KV blocks of open tickets");
     w->g_tokens = td_gauge_new(m, "decode_tokens", "", "Tokens emitted since the start");
@@ -189,10 +193,11 @@ static int open_metrics(worker *w, td_err *err)
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     w->desk.requests = td_counter_new(m, "decode_requests_total", "", "Reserve calls accepted");
     w->desk.failed = td_counter_new(m, "decode_failed_total", "", "Reserve calls that failed");
-    if (!w->g_running || !w->g_waiting || !w->g_free || !w->g_reserved || !w->g_tokens || !w->g_bytes || !w->g_up ||
-        !w->desk.requests || !w->desk.failed)
+    if (!w->g_running || !w->g_waiting || !w->g_free || !w->g_reserved || !w->g_tokens ||
+        !w->g_bytes || !w->g_up || !w->desk.requests || !w->desk.failed)
         return td_err_set(err, -ENOMEM, "metrics: out of memory");
-    td_http_config c = {.listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
+    td_http_config c = {
+        .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
     r = td_http_server_open(w->loop, &c, &w->http, err);
     if (r == 0)
         td_log(TD_LOG_INFO, "metrics", "listen=%s", td_http_server_addr(w->http));
@@ -219,7 +224,8 @@ static int open_engine(worker *w, td_err *err)
     const td_options *o = &w->options;
     const char *dir = td_opt_str(o, TD_OPT_ID_MODEL);
     if (!*dir)
-        return td_err_set(err, -EINVAL, "--model: missing; give the directory that holds config.json");
+        return td_err_set(err, -EINVAL,
+                          "--model: missing; give the directory that holds config.json");
     if (*td_opt_str(o, TD_OPT_ID_CORES)) {
         int n = td_cores_parse(td_opt_str(o, TD_OPT_ID_CORES), w->cores, CORES_MAX, err);
         if (n < 0)
@@ -263,7 +269,8 @@ static int open_mover(worker *w, td_err *err)
 {
     const td_model_info *info = td_engine_info(w->engine);
     td_decode_mover_config mc = {
-        .receive = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_KV_LISTEN), .pool = td_engine_pool(w->engine)},
+        .receive = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_KV_LISTEN),
+                    .pool = td_engine_pool(w->engine)},
         .from_lane = w->lane_mover,
         .to_lane = w->mover_lane,
         .core = w->n_cores ? w->cores[0] : -1};
@@ -284,7 +291,9 @@ static int open_host(worker *w, td_err *err)
                          .epoch = w->epoch,
                          .kv_blocks = stats.n_blocks,
                          .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS),
-                         .max_context = (uint32_t)TD_MIN((uint64_t)info->max_context, (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
+                         .max_context =
+                             (uint32_t)TD_MIN((uint64_t)info->max_context,
+                                              (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
                          .kv_endpoint = td_decode_mover_endpoint(w->mover)};
     int r = td_host_init(&w->host, &hc);
     if (r < 0)
@@ -307,16 +316,17 @@ static int open_host(worker *w, td_err *err)
 static int start_lane(worker *w, td_err *err)
 {
     uint32_t max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS);
-    td_decode_lane_config lc = {.engine = w->engine,
-                                .load = &w->host.load,
-                                .policy = {.max_seqs = max_seqs,
-                                           .max_admitted = 2 * max_seqs, /* half of them may wait for their prompts */
-                                           .n_blocks = w->host.kv_blocks,
-                                           .max_context = w->desk.max_context},
-                                .from_loop = w->loop_lane,
-                                .to_loop = w->lane_loop,
-                                .from_mover = w->mover_lane,
-                                .to_mover = w->lane_mover};
+    td_decode_lane_config lc = {
+        .engine = w->engine,
+        .load = &w->host.load,
+        .policy = {.max_seqs = max_seqs,
+                   .max_admitted = 2 * max_seqs, /* half of them may wait for their prompts */
+                   .n_blocks = w->host.kv_blocks,
+                   .max_context = w->desk.max_context},
+        .from_loop = w->loop_lane,
+        .to_loop = w->lane_loop,
+        .from_mover = w->mover_lane,
+        .to_mover = w->lane_mover};
     return td_decode_lane_start(&lc, &w->lane, err);
 }
 
@@ -325,11 +335,15 @@ static int open_rpc(worker *w, td_err *err)
     td_rpc_config c = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_CONTROL),
                        .dial = 1,
                        .hello = w->host.hello,
-                       .ops = {.on_up = on_up, .on_down = on_down, .on_call = td_decode_desk_call, .get_load = get_load},
+                       .ops = {.on_up = on_up,
+                               .on_down = on_down,
+                               .on_call = td_decode_desk_call,
+                               .get_load = get_load},
                        .arg = &w->desk};
     memcpy(c.epoch, w->host.epoch, 16);
     int r = td_rpc_open(w->loop, &c, &w->rpc, err);
-    if (r == 0 && (r = td_io_add(w->loop, td_ring_fd(w->lane_loop), TD_IO_READ, on_lane, w, &w->lane_io)) < 0)
+    if (r == 0 &&
+        (r = td_io_add(w->loop, td_ring_fd(w->lane_loop), TD_IO_READ, on_lane, w, &w->lane_io)) < 0)
         td_err_set(err, r, "loop: %s", td_errno_text(r));
     return r;
 }
@@ -340,14 +354,18 @@ static int start(worker *w, td_err *err)
     td_random_bytes(w->epoch, sizeof w->epoch);
     int r = td_loop_new(&w->loop);
     if (r == 0)
-        r = td_service_new(w->loop, &ops, w, (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
+        r = td_service_new(w->loop, &ops, w,
+                           (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
     if (r < 0)
         return td_err_set(err, r, "loop: %s", td_errno_text(r));
-    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 || (r = open_mover(w, err)) < 0 ||
-        (r = open_host(w, err)) < 0 || (r = start_lane(w, err)) < 0 || (r = open_metrics(w, err)) < 0 || (r = open_rpc(w, err)) < 0)
+    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 ||
+        (r = open_mover(w, err)) < 0 || (r = open_host(w, err)) < 0 ||
+        (r = start_lane(w, err)) < 0 || (r = open_metrics(w, err)) < 0 ||
+        (r = open_rpc(w, err)) < 0)
         return r;
     if (w->n_cores && (r = td_core_pin(w->cores[0])) < 0)
-        return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0], td_errno_text(r));
+        return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0],
+                          td_errno_text(r));
     return 0;
 }
 
@@ -390,8 +408,8 @@ static int run(worker *w)
     }
     snprintf(text, sizeof text, "ready, %u KV blocks", w->host.kv_blocks);
     td_service_ready(w->service, text);
-    td_log(TD_LOG_INFO, "ready", "name=%s control=%s kv=%s kv_blocks=%u", w->host.name, td_rpc_endpoint(w->rpc),
-           w->host.kv_endpoint, w->host.kv_blocks);
+    td_log(TD_LOG_INFO, "ready", "name=%s control=%s kv=%s kv_blocks=%u", w->host.name,
+           td_rpc_endpoint(w->rpc), w->host.kv_endpoint, w->host.kv_blocks);
     td_loop_run(w->loop);
     return w->status;
 }
@@ -409,13 +427,18 @@ int td_decode_worker_main(int argc, char **argv)
         return 2;
     }
     if (w->options.help) {
-        td_options_help(&w->options, "tandem-decode-worker --model DIR --control ENDPOINT --kv-listen ENDPOINT", w->options.help_word, stdout);
+        td_options_help(&w->options,
+                        "tandem-decode-worker --model DIR --control ENDPOINT --kv-listen ENDPOINT",
+                        w->options.help_word, stdout);
         td_options_done(&w->options);
         free(w);
         return 0;
     }
     (void)td_log_level_parse(td_opt_str(&w->options, TD_OPT_ID_LOG_LEVEL), &level);
-    td_log_init(level, strcmp(td_opt_str(&w->options, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON : TD_LOG_TEXT, "decode");
+    td_log_init(level,
+                strcmp(td_opt_str(&w->options, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON
+                                                                                   : TD_LOG_TEXT,
+                "decode");
     int status = run(w);
     stop(w);
     free(w);

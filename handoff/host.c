@@ -48,7 +48,8 @@ static void fill_hello(td_host *h, const td_host_config *c)
     m->epoch = bin(h->epoch, 16);
     m->has_name = 1;
     m->name = bin(h->name, strlen(h->name));
-    m->has_model_hash = m->has_config_hash = m->has_tokenizer_hash = m->has_profile_id = m->has_profile = m->has_layout_hash = 1;
+    m->has_model_hash = m->has_config_hash = m->has_tokenizer_hash = m->has_profile_id =
+        m->has_profile = m->has_layout_hash = 1;
     m->model_hash = bin(i->model_hash, 32);
     m->config_hash = bin(i->config_hash, 32);
     m->tokenizer_hash = bin(i->tokenizer_hash, 32);
@@ -79,7 +80,8 @@ int td_host_init(td_host *h, const td_host_config *c)
     if (c->name && *c->name)
         snprintf(h->name, sizeof h->name, "%s", c->name);
     else
-        snprintf(h->name, sizeof h->name, "%s-%ld", c->decode ? "decode" : "prefill", (long)getpid());
+        snprintf(h->name, sizeof h->name, "%s-%ld", c->decode ? "decode" : "prefill",
+                 (long)getpid());
     snprintf(h->kv_endpoint, sizeof h->kv_endpoint, "%s", c->kv_endpoint ? c->kv_endpoint : "");
     read_host_id(h->host_id, sizeof h->host_id);
     fill_hello(h, c);
@@ -121,7 +123,9 @@ int td_host_send(td_call *c, const ProtobufCMessage *m)
 void td_host_fail(td_call *c, uint32_t code, td_error error, const char *text)
 {
     const td_error_info *info = td_error_get(error);
-    td_status s = {.code = code, .error = error ? info->name : "", .message = text && *text ? text : info->text};
+    td_status s = {.code = code,
+                   .error = error ? info->name : "",
+                   .message = text && *text ? text : info->text};
     td_call_finish(c, &s);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What both kinds of worker say about themselves: HELLO, load, and the calls any worker answers on its loop (GetLoads,
- * GetModelInfo, Health/Check). Loop thread only; td_host_load is written by the lane. */
+/* What both kinds of worker say about themselves: HELLO, load, and the calls any worker answers on
+ * its loop (GetLoads, GetModelInfo, Health/Check). Loop thread only; td_host_load is written by the
+ * lane. */
 #ifndef TD_HANDOFF_HOST_H
 #define TD_HANDOFF_HOST_H
 

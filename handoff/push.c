@@ -18,11 +18,11 @@
 
 enum {
     PEERS_MAX = 128,
-    SEGMENT_FRAMES_MAX = 512,       /* bounds what the receiver's libzmq holds of one message */
+    SEGMENT_FRAMES_MAX = 512, /* bounds what the receiver's libzmq holds of one message */
     SEGMENT_BYTES_MAX = 4 << 20,
     SCRATCH_BYTES = 12 << 20,
-    IDLE_US = 30000000,             /* a connection without pushes is closed after this */
-    FLIGHT_POLL_US = 1000           /* free callbacks wake nobody: look again after this */
+    IDLE_US = 30000000,   /* a connection without pushes is closed after this */
+    FLIGHT_POLL_US = 1000 /* free callbacks wake nobody: look again after this */
 };
 
 typedef struct peer {
@@ -44,7 +44,8 @@ struct td_push {
     td_push_block *blocks;
     uint32_t *crcs; /* [cap][n_groups] */
     uint32_t n_blocks, cap;
-    uint32_t lo, hi, group, next; /* the part being sent: blocks [lo, hi), of group `group` those before `next` went out */
+    uint32_t lo, hi, group, next; /* the part being sent: blocks [lo, hi), of group `group` those
+                                     before `next` went out */
     int want_commit;
     uint32_t n_tokens, n_first, choices[TD_CHOICES_MAX], ids[TD_CHOICES_MAX];
     uint64_t first_us;
@@ -68,7 +69,8 @@ int td_pusher_open(const td_pusher_config *config, td_pusher **ret_pusher, td_er
 {
     const td_kv_layout *layout = td_kv_pool_layout(config->pool);
     if (td_layout_check(layout) < 0)
-        return td_err_set(reterr_err, -ENOTSUP, "KV layout: one layer of a block is larger than a frame of %d bytes",
+        return td_err_set(reterr_err, -ENOTSUP,
+                          "KV layout: one layer of a block is larger than a frame of %d bytes",
                           TD_KV_FRAME_MAX);
     td_pusher *p = calloc(1, sizeof *p);
     if (!p)
@@ -121,7 +123,8 @@ static int peer_get(td_pusher *p, const char *endpoint, peer **ret_peer, td_err 
     if ((*ret_peer = peer_find(p, endpoint)))
         return 0;
     if (p->n_peers == PEERS_MAX)
-        return td_err_set(reterr_err, -ENOBUFS, "KV socket: more than %d decode workers at a time", PEERS_MAX);
+        return td_err_set(reterr_err, -ENOBUFS, "KV socket: more than %d decode workers at a time",
+                          PEERS_MAX);
     peer *e = calloc(1, sizeof *e);
     if (!e || !(e->endpoint = strdup(endpoint))) {
         free(e);
@@ -141,7 +144,8 @@ static int peer_get(td_pusher *p, const char *endpoint, peer **ret_peer, td_err 
 
 /* ---- pushes ---- */
 
-int td_push_begin(td_pusher *p, const td_push_ticket *k, uint64_t now_us, td_push **ret_push, td_err *reterr_err)
+int td_push_begin(td_pusher *p, const td_push_ticket *k, uint64_t now_us, td_push **ret_push,
+                  td_err *reterr_err)
 {
     for (td_list *l = p->pushes.next; l != &p->pushes; l = l->next) {
         if (memcmp(TD_LIST_ENTRY(l, td_push, node)->t.key.id, k->id, 16) == 0)
@@ -203,7 +207,8 @@ static int send_commit(td_push *s)
     if (!digests || !body)
         return -ENOMEM;
     for (uint32_t b = 0; b < s->n_blocks; b++)
-        digests[b] = td_ticket_digest(s->crcs + (size_t)b * p->layout->n_groups, p->layout->n_groups);
+        digests[b] =
+            td_ticket_digest(s->crcs + (size_t)b * p->layout->n_groups, p->layout->n_groups);
     c.digests = digests;
     int n = td_wire_pack_commit(&c, body, cap);
     TD_BUG_ON(n < 0);
@@ -214,7 +219,8 @@ static int send_commit(td_push *s)
     return s->peer->bulk ? td_bulk_send(s->peer->bulk, NULL, parts, 2) : -EPIPE;
 }
 
-/* Take blocks from `next` on until frames, bytes or runs of one segment are full. Returns payload bytes. */
+/* Take blocks from `next` on until frames, bytes or runs of one segment are full. Returns payload
+ * bytes. */
 static uint64_t gather(td_push *s, uint32_t *ret_n_runs, uint32_t *ret_n_frames)
 {
     const td_kv_group *g = &s->pusher->layout->groups[s->group];
@@ -356,8 +362,8 @@ static void step(td_push *s, const td_out_event *e, uint64_t now_us)
         finish(s, now_us);
 }
 
-/* Fence with certainty: close the connection, forget what is queued. Every push on it has failed; each is done when its
- * frames came back, which run() sees. */
+/* Fence with certainty: close the connection, forget what is queued. Every push on it has failed;
+ * each is done when its frames came back, which run() sees. */
 static void close_by_force(td_push *s, uint64_t now_us)
 {
     td_pusher *p = s->pusher;
@@ -371,7 +377,8 @@ static void close_by_force(td_push *s, uint64_t now_us)
         td_push *o = TD_LIST_ENTRY(l, td_push, node);
         if (o->peer != e)
             continue;
-        /* Not through step(): nothing may be freed inside this walk. in_flight > 0 keeps it from being done here. */
+        /* Not through step(): nothing may be freed inside this walk. in_flight > 0 keeps it from
+         * being done here. */
         td_out_event ev = {.kind = TD_OUT_PEER_CLOSED, .in_flight = atomic_load(&o->flight) + 1};
         td_out_actions a;
         td_ticket_out_step(&o->t, &ev, now_us, &a);
@@ -411,7 +418,8 @@ int td_push_add(td_push *s, const td_push_block *blocks, uint32_t n, uint64_t no
     return 0;
 }
 
-int td_push_commit(td_push *s, uint32_t n_tokens, const uint32_t *choices, const uint32_t *ids, uint32_t n, uint64_t now_us)
+int td_push_commit(td_push *s, uint32_t n_tokens, const uint32_t *choices, const uint32_t *ids,
+                   uint32_t n, uint64_t now_us)
 {
     TD_BUG_ON(n > TD_CHOICES_MAX || s->want_commit);
     s->want_commit = 1;
@@ -463,8 +471,10 @@ static void receive(td_pusher *p, peer *e, uint64_t now_us)
             return;
         td_arena_reset(&p->scratch);
         const void *head = r == 0 ? td_bulk_part_data(e->bulk, 0, &len) : NULL;
-        if (!head || n != 2 || td_preamble_unpack(head, len, &pre) < 0 || pre.type != TD_FRAME_KV_ACK ||
-            (head = td_bulk_part_data(e->bulk, 1, &len), td_wire_unpack_ack(head, len, &p->scratch, &ack)) < 0) {
+        if (!head || n != 2 || td_preamble_unpack(head, len, &pre) < 0 ||
+            pre.type != TD_FRAME_KV_ACK ||
+            (head = td_bulk_part_data(e->bulk, 1, &len),
+             td_wire_unpack_ack(head, len, &p->scratch, &ack)) < 0) {
             count(&p->stats.drops[TD_DROP_FORMAT], 1);
             continue;
         }
@@ -505,7 +515,8 @@ uint32_t td_pusher_polls(td_pusher *p, td_bulk_poll *polls, uint32_t cap)
     for (td_list *l = p->peers.next; l != &p->peers && n < cap; l = l->next) {
         peer *e = TD_LIST_ENTRY(l, peer, node);
         if (e->bulk)
-            polls[n++] = (td_bulk_poll){.bulk = e->bulk, .want = TD_BULK_READ | (e->blocked ? TD_BULK_WRITE : 0)};
+            polls[n++] = (td_bulk_poll){.bulk = e->bulk,
+                                        .want = TD_BULK_READ | (e->blocked ? TD_BULK_WRITE : 0)};
     }
     return n;
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The prefill worker's end of the KV socket: sends finished rows straight from their blocks, by layer group, as credit
- * allows, then the commit. One connection per decode worker. Mover thread only.
+/* The prefill worker's end of the KV socket: sends finished rows straight from their blocks, by
+ * layer group, as credit allows, then the commit. One connection per decode worker. Mover thread
+ * only.
  *
- * Blocks given to td_push_add() are read until on_done ran for the push: their owner keeps them pinned and unchanged.
- * on_done runs exactly once per push, never before every frame that refers to its blocks came back from libzmq. */
+ * Blocks given to td_push_add() are read until on_done ran for the push: their owner keeps them
+ * pinned and unchanged. on_done runs exactly once per push, never before every frame that refers to
+ * its blocks came back from libzmq. */
 #ifndef TD_HANDOFF_PUSH_H
 #define TD_HANDOFF_PUSH_H
 
@@ -40,7 +42,8 @@ typedef struct td_push_figures {
 
 typedef struct td_push_ops {
     /* code: a td_code, 0 = committed and acked; reason: for people, "" when none; borrowed. */
-    void (*on_done)(void *arg, void *user, uint32_t code, const char *reason, const td_push_figures *figures);
+    void (*on_done)(void *arg, void *user, uint32_t code, const char *reason,
+                    const td_push_figures *figures);
 } td_push_ops;
 
 /* Counters, readable from any thread. */
@@ -61,18 +64,22 @@ int td_pusher_open(const td_pusher_config *config, td_pusher **ret_pusher, td_er
 void td_pusher_close(td_pusher *p);
 const td_push_stats *td_pusher_get_stats(const td_pusher *p);
 
-/* Begin a push. 0; -EEXIST the ticket is in use; -EINVAL, -EACCES ... endpoint refused, with text; -ENOMEM; -ENOBUFS too
- * many decode workers at a time. On failure on_done does not run. */
-int td_push_begin(td_pusher *p, const td_push_ticket *ticket, uint64_t now_us, td_push **ret_push, td_err *reterr_err);
-/* Rows that are final: index ascending over all calls of a push. Copied. -ENOMEM: the caller cancels. */
+/* Begin a push. 0; -EEXIST the ticket is in use; -EINVAL, -EACCES ... endpoint refused, with text;
+ * -ENOMEM; -ENOBUFS too many decode workers at a time. On failure on_done does not run. */
+int td_push_begin(td_pusher *p, const td_push_ticket *ticket, uint64_t now_us, td_push **ret_push,
+                  td_err *reterr_err);
+/* Rows that are final: index ascending over all calls of a push. Copied. -ENOMEM: the caller
+ * cancels. */
 int td_push_add(td_push *s, const td_push_block *blocks, uint32_t n, uint64_t now_us);
 /* All blocks were added: commit when they are sent. */
-int td_push_commit(td_push *s, uint32_t n_tokens, const uint32_t *choices, const uint32_t *ids, uint32_t n, uint64_t now_us);
+int td_push_commit(td_push *s, uint32_t n_tokens, const uint32_t *choices, const uint32_t *ids,
+                   uint32_t n, uint64_t now_us);
 void td_push_cancel(td_push *s, uint32_t code, uint64_t now_us);
 
 /* Append what to wait for; room for cap. Returns how many. */
 uint32_t td_pusher_polls(td_pusher *p, td_bulk_poll *polls, uint32_t cap);
-/* Handle acks, send what credit allows, and what is due. Call after every wait and after new work. */
+/* Handle acks, send what credit allows, and what is due. Call after every wait and after new work.
+ */
 void td_pusher_run(td_pusher *p, uint64_t now_us);
 /* Soonest time td_pusher_run() has something to do without a message; UINT64_MAX = never. */
 uint64_t td_pusher_due(const td_pusher *p, uint64_t now_us);

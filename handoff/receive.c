@@ -62,7 +62,9 @@ int td_receive_open(const td_receive_config *config, td_receive **ret_receive, t
     td_arena_init(&r->scratch, SCRATCH_BYTES);
     int e = td_layout_check(r->layout);
     if (e < 0)
-        td_err_set(reterr_err, e, "KV layout: one layer of a block is larger than a frame of %d bytes", TD_KV_FRAME_MAX);
+        td_err_set(reterr_err, e,
+                   "KV layout: one layer of a block is larger than a frame of %d bytes",
+                   TD_KV_FRAME_MAX);
     else
         e = td_bulk_bind(config->endpoint, &r->bulk, reterr_err);
     if (e < 0) {
@@ -114,7 +116,8 @@ static void count(td_receive *r, td_drop d)
         atomic_fetch_add_explicit(&r->stats.drops[d], 1, memory_order_relaxed);
 }
 
-/* Keep the ticket's end for late frames; the oldest of too many is forgotten (late frames then read UNKNOWN). */
+/* Keep the ticket's end for late frames; the oldest of too many is forgotten (late frames then read
+ * UNKNOWN). */
 static void grant_ended(td_receive *r, grant *g)
 {
     td_list_del(&g->node);
@@ -194,14 +197,16 @@ static void send_ack(td_receive *r, const td_bulk_peer *peer, const td_wire_ack 
 }
 
 /* The answer names the sender as its frame does, so that a stale sender hears it too. */
-static void ack_ticket(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *as_sent, const td_ticket_in *t)
+static void ack_ticket(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *as_sent,
+                       const td_ticket_in *t)
 {
     td_wire_ack ack = {.key = *as_sent, .received_bytes = t->received_bytes, .code = t->code};
     ack.state = t->state == TD_IN_COMMITTED ? TD_ACK_COMMITTED
                 : td_ticket_in_ended(t)     ? TD_ACK_FAILED
                                             : TD_ACK_RECEIVING;
     if (t->why)
-        memcpy(ack.reason, td_drop_name(t->why), TD_MIN(strlen(td_drop_name(t->why)), sizeof ack.reason - 1));
+        memcpy(ack.reason, td_drop_name(t->why),
+               TD_MIN(strlen(td_drop_name(t->why)), sizeof ack.reason - 1));
     send_ack(r, peer, &ack);
 }
 
@@ -209,7 +214,8 @@ static void ack_ticket(td_receive *r, const td_bulk_peer *peer, const td_ticket_
 static void act(td_receive *r, grant *g, const td_in_actions *a, const td_wire_commit *c)
 {
     if (a->deliver) {
-        td_receive_figures f = {.bytes = g->t.received_bytes, .transfer_us = g->t.done_us - g->t.first_us};
+        td_receive_figures f = {.bytes = g->t.received_bytes,
+                                .transfer_us = g->t.done_us - g->t.first_us};
         for (uint32_t b = 0; b < g->t.n_blocks; b++)
             f.blocks += g->expect[b].rows != 0;
         atomic_fetch_add_explicit(&r->stats.commits, 1, memory_order_relaxed);
@@ -221,8 +227,8 @@ static void act(td_receive *r, grant *g, const td_in_actions *a, const td_wire_c
         grant_ended(r, g);
 }
 
-static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_wire_commit *c, const td_bulk_peer *peer,
-                      const td_ticket_key *as_sent)
+static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_wire_commit *c,
+                      const td_bulk_peer *peer, const td_ticket_key *as_sent)
 {
     count(r, a->drop);
     if (a->ack)
@@ -230,7 +236,8 @@ static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_
     act(r, g, a, c);
 }
 
-/* The grant a frame speaks of; an unknown one is answered, so that its sender need not wait for a timeout. */
+/* The grant a frame speaks of; an unknown one is answered, so that its sender need not wait for a
+ * timeout. */
 static grant *find(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *k)
 {
     grant *g = td_map_get(&r->by_id, id_key(k->id));

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The decode worker's end of the KV socket: takes segments, checks them against their tickets (handoff/ticket.h), copies
- * each payload frame once into its block with the CRC fused, answers with credit. Mover thread only.
+/* The decode worker's end of the KV socket: takes segments, checks them against their tickets
+ * (handoff/ticket.h), copies each payload frame once into its block with the CRC fused, answers
+ * with credit. Mover thread only.
  *
- * A granted block is RESERVED: the mover may write it, its owner keeps a reference but neither reads nor frees it until
- * exactly one of on_deliver and on_release ran for the grant. */
+ * A granted block is RESERVED: the mover may write it, its owner keeps a reference but neither
+ * reads nor frees it until exactly one of on_deliver and on_release ran for the grant. */
 #ifndef TD_HANDOFF_RECEIVE_H
 #define TD_HANDOFF_RECEIVE_H
 
@@ -39,9 +40,12 @@ typedef struct td_receive_figures {
 } td_receive_figures;
 
 typedef struct td_receive_ops {
-    /* Every row is verified and the commit accepted: ids[i] is the first token of first[i].choice. */
-    void (*on_deliver)(void *arg, void *user, const uint32_t *ids, uint32_t n, const td_receive_figures *figures);
-    /* The ticket failed: code is a td_code, why names the refused frame (TD_DROP_NONE: deadline or cancel). */
+    /* Every row is verified and the commit accepted: ids[i] is the first token of first[i].choice.
+     */
+    void (*on_deliver)(void *arg, void *user, const uint32_t *ids, uint32_t n,
+                       const td_receive_figures *figures);
+    /* The ticket failed: code is a td_code, why names the refused frame (TD_DROP_NONE: deadline or
+     * cancel). */
     void (*on_release)(void *arg, void *user, uint32_t code, td_drop why);
 } td_receive_ops;
 
@@ -58,8 +62,8 @@ typedef struct td_receive_config {
     void *arg;
 } td_receive_config;
 
-/* Bind. -ENOTSUP: the model's block layout does not fit the wire's frames. May be called on another thread before the
- * mover starts. */
+/* Bind. -ENOTSUP: the model's block layout does not fit the wire's frames. May be called on another
+ * thread before the mover starts. */
 int td_receive_open(const td_receive_config *config, td_receive **ret_receive, td_err *reterr_err);
 /* Every open grant is released (CANCELLED) first. */
 void td_receive_close(td_receive *r);
@@ -73,7 +77,8 @@ void td_receive_cancel(td_receive *r, const uint8_t ticket[16], uint32_t code, u
 
 /* The socket, for td_bulk_wait(). */
 td_bulk *td_receive_bulk(td_receive *r);
-/* Handle what has arrived and what is due; at most some messages, so that cancels are seen: returns 1 when more wait. */
+/* Handle what has arrived and what is due; at most some messages, so that cancels are seen: returns
+ * 1 when more wait. */
 int td_receive_run(td_receive *r, uint64_t now_us);
 /* Soonest time td_receive_run() has something to do without a message; UINT64_MAX = never. */
 uint64_t td_receive_due(const td_receive *r);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A request as both kinds of worker see it: the message checked, its arrays as plain views, its handoff plan. Both ends
- * derive the same plan from it. Pure; any thread. */
+/* A request as both kinds of worker see it: the message checked, its arrays as plain views, its
+ * handoff plan. Both ends derive the same plan from it. Pure; any thread. */
 #ifndef TD_HANDOFF_REQUEST_H
 #define TD_HANDOFF_REQUEST_H
 
@@ -32,12 +32,13 @@ typedef struct td_request {
     td_handoff_plan plan;
 } td_request;
 
-/* Check everything but the sampling parameters, which the engine checks. 0; -EINVAL, -ERANGE (longer than max_context)
- * with text naming the field. */
-int td_request_read(const struct Tandem__V1__Request *message, uint32_t vocab_size, uint32_t max_context,
-                    td_request *ret_request, td_err *reterr_err);
+/* Check everything but the sampling parameters, which the engine checks. 0; -EINVAL, -ERANGE
+ * (longer than max_context) with text naming the field. */
+int td_request_read(const struct Tandem__V1__Request *message, uint32_t vocab_size,
+                    uint32_t max_context, td_request *ret_request, td_err *reterr_err);
 
-/* ids of timeline i: prompt ‖ emitted without the last, copied to out (plan.timelines[i].n_ids entries). */
+/* ids of timeline i: prompt ‖ emitted without the last, copied to out (plan.timelines[i].n_ids
+ * entries). */
 void td_request_ids(const td_request *r, uint32_t timeline, uint32_t *out);
 
 /* Fixed sizes of a ticket's fields. 0; -EINVAL with text. */

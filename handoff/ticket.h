@@ -185,7 +185,7 @@ typedef struct td_ticket_out {
     uint64_t deadline_us, progress_us, commit_us, failed_us;
     uint32_t n_commits;
     uint32_t in_flight; /* frames libzmq still holds */
-    int queued; /* segments wait to be sent */
+    int queued;         /* segments wait to be sent */
     int closing, done;
     uint32_t code;
 } td_ticket_out;
@@ -194,7 +194,7 @@ typedef struct td_ticket_out {
 enum {
     TD_OUT_COMMIT_RETRY_US = 500000, /* ask again (the commit is its own query) */
     TD_OUT_SILENCE_US =
-        5000000,              /* neither connection nor ack although something waits for it: the peer is gone */
+        5000000, /* neither connection nor ack although something waits for it: the peer is gone */
     TD_OUT_DRAIN_US = 1000000 /* failed, frames still in flight: close the connection */
 };
 
@@ -229,7 +229,7 @@ typedef struct td_out_event {
     uint64_t bytes;     /* SENT: payload; ACK: received_bytes */
     uint32_t code;      /* ACK with FAILED, CANCEL */
     uint32_t in_flight; /* FLIGHT, PEER_CLOSED */
-    int queued;               /* SENT */
+    int queued;         /* SENT */
 } td_out_event;
 
 typedef struct td_out_actions {

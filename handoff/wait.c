@@ -27,8 +27,10 @@ void td_wait_two(td_ring *a, td_ring *b, unsigned spin_us, int64_t timeout_us)
     td_ring_clear(b);
     if (any(a, b)) /* came between the look and the clear */
         return;
-    struct pollfd fds[2] = {{.fd = td_ring_fd(a), .events = POLLIN}, {.fd = td_ring_fd(b), .events = POLLIN}};
-    (void)poll(fds, 2, timeout_us < 0 ? -1 : (int)TD_MIN((timeout_us + 999) / 1000, (int64_t)INT_MAX));
+    struct pollfd fds[2] = {{.fd = td_ring_fd(a), .events = POLLIN},
+                            {.fd = td_ring_fd(b), .events = POLLIN}};
+    (void)poll(fds, 2,
+               timeout_us < 0 ? -1 : (int)TD_MIN((timeout_us + 999) / 1000, (int64_t)INT_MAX));
 }
 
 void td_push_wait(td_ring *r, void *item)

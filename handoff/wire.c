@@ -39,19 +39,21 @@ static int take(const bin *b, void *out, size_t n)
     return 0;
 }
 
-static int take_key(td_ticket_key *k, const bin *ticket, uint32_t attempt, uint32_t generation, const bin *prefill,
-                    const bin *decode)
+static int take_key(td_ticket_key *k, const bin *ticket, uint32_t attempt, uint32_t generation,
+                    const bin *prefill, const bin *decode)
 {
     k->attempt = attempt;
     k->generation = generation;
-    if (take(ticket, k->id, 16) || take(prefill, k->prefill_epoch, 16) || take(decode, k->decode_epoch, 16))
+    if (take(ticket, k->id, 16) || take(prefill, k->prefill_epoch, 16) ||
+        take(decode, k->decode_epoch, 16))
         return -EPROTO;
     return 0;
 }
 
 static int take_terms(td_ticket_terms *t, const bin *model, const bin *profile, const bin *layout)
 {
-    if (take(model, t->model_hash, 32) || take(profile, t->profile_id, 16) || take(layout, t->layout_hash, 16))
+    if (take(model, t->model_hash, 32) || take(profile, t->profile_id, 16) ||
+        take(layout, t->layout_hash, 16))
         return -EPROTO;
     return 0;
 }
@@ -124,8 +126,8 @@ static void arena_free(void *arena, void *p)
     (void)p;
 }
 
-static int unpack_message(const ProtobufCMessageDescriptor *d, const void *p, size_t n, size_t max, td_arena *scratch,
-                          void *ret_message)
+static int unpack_message(const ProtobufCMessageDescriptor *d, const void *p, size_t n, size_t max,
+                          td_arena *scratch, void *ret_message)
 {
     if (n > max)
         return -E2BIG;
@@ -139,21 +141,24 @@ static int unpack_message(const ProtobufCMessageDescriptor *d, const void *p, si
 
 static int take_run(td_kv_run *r, const Tandem__V1__KvRun *m)
 {
-    *r = (td_kv_run){.block = m->block, .rows = m->rows, .crc = m->crc32c, .has_chain = m->has_chain};
+    *r = (td_kv_run){
+        .block = m->block, .rows = m->rows, .crc = m->crc32c, .has_chain = m->has_chain};
     return m->has_chain ? take(&m->chain, r->chain, 16) : 0;
 }
 
 int td_wire_unpack_segment(const void *p, size_t n, td_arena *scratch, td_wire_segment *s)
 {
     Tandem__V1__KvSegment *m;
-    int r = unpack_message(&tandem__v1__kv_segment__descriptor, p, n, TD_SEGMENT_HEAD_MAX, scratch, &m);
+    int r =
+        unpack_message(&tandem__v1__kv_segment__descriptor, p, n, TD_SEGMENT_HEAD_MAX, scratch, &m);
     if (r < 0)
         return r;
     if (m->n_runs == 0 || m->has_payload)
         return -EPROTO;
     if (m->n_runs > TD_SEGMENT_RUNS_MAX)
         return -E2BIG;
-    if (take_key(&s->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch, &m->decode_epoch) ||
+    if (take_key(&s->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch,
+                 &m->decode_epoch) ||
         take_terms(&s->terms, &m->model_hash, &m->profile_id, &m->layout_hash))
         return -EPROTO;
     s->group = m->group;
@@ -187,7 +192,8 @@ int td_wire_unpack_commit(const void *p, size_t n, td_arena *scratch, td_wire_co
     int r = unpack_message(&tandem__v1__kv_commit__descriptor, p, n, TD_KV_BODY_MAX, scratch, &m);
     if (r < 0)
         return r;
-    if (take_key(&c->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch, &m->decode_epoch) ||
+    if (take_key(&c->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch,
+                 &m->decode_epoch) ||
         take_terms(&c->terms, &m->model_hash, &m->profile_id, &m->layout_hash))
         return -EPROTO;
     c->n_tokens = m->n_tokens;
@@ -204,7 +210,8 @@ int td_wire_unpack_ack(const void *p, size_t n, td_arena *scratch, td_wire_ack *
     int r = unpack_message(&tandem__v1__kv_ack__descriptor, p, n, TD_KV_BODY_MAX, scratch, &m);
     if (r < 0)
         return r;
-    if (take_key(&a->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch, &m->decode_epoch))
+    if (take_key(&a->key, &m->ticket, m->attempt, m->generation, &m->prefill_epoch,
+                 &m->decode_epoch))
         return -EPROTO;
     if ((int)m->state < TD_ACK_RECEIVING || (int)m->state > TD_ACK_UNKNOWN)
         return -EPROTO;
@@ -214,7 +221,8 @@ int td_wire_unpack_ack(const void *p, size_t n, td_arena *scratch, td_wire_ack *
     size_t len = m->has_reason ? TD_MIN(m->reason.len, sizeof a->reason - 1) : 0;
     memset(a->reason, 0, sizeof a->reason);
     for (size_t i = 0; i < len; i++) /* goes to logs: printable only */
-        a->reason[i] = m->reason.data[i] > 32 && m->reason.data[i] < 127 ? (char)m->reason.data[i] : '_';
+        a->reason[i] =
+            m->reason.data[i] > 32 && m->reason.data[i] < 127 ? (char)m->reason.data[i] : '_';
     return 0;
 }
 

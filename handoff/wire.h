@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes of the KV socket's messages (proto/kv.proto): sizes are checked here, meaning by handoff/ticket.h. Pure; any thread.
- * A segment is [preamble][KvSegment without payload][tag][payload ...]; commit and ack are [preamble][body]. */
+/* Bytes of the KV socket's messages (proto/kv.proto): sizes are checked here, meaning by
+ * handoff/ticket.h. Pure; any thread. A segment is [preamble][KvSegment without
+ * payload][tag][payload ...]; commit and ack are [preamble][body]. */
 #ifndef TD_HANDOFF_WIRE_H
 #define TD_HANDOFF_WIRE_H
 
@@ -11,9 +12,9 @@
 #include "handoff/ticket.h"
 
 enum {
-    TD_SEGMENT_RUNS_MAX = 256,    /* runs in one segment */
-    TD_SEGMENT_HEAD_MAX = 65536,  /* bytes of frame 1 */
-    TD_KV_BODY_MAX = 1 << 20,     /* bytes of a commit or ack */
+    TD_SEGMENT_RUNS_MAX = 256,   /* runs in one segment */
+    TD_SEGMENT_HEAD_MAX = 65536, /* bytes of frame 1 */
+    TD_KV_BODY_MAX = 1 << 20,    /* bytes of a commit or ack */
     TD_PAYLOAD_TAG_BYTES = 6
 };
 
@@ -44,9 +45,11 @@ int td_wire_pack_segment(const td_wire_segment *s, void *out, size_t cap);
 int td_wire_pack_commit(const td_wire_commit *c, void *out, size_t cap);
 int td_wire_pack_ack(const td_wire_ack *a, void *out, size_t cap);
 
-/* Parse bytes from outside. scratch: an arena used for the parse; what ret points to lives there until it is reset.
- * 0; -EPROTO not such a message, a field missing or of a wrong size; -E2BIG too large; -ENOMEM. */
-int td_wire_unpack_segment(const void *p, size_t n, td_arena *scratch, td_wire_segment *ret_segment);
+/* Parse bytes from outside. scratch: an arena used for the parse; what ret points to lives there
+ * until it is reset. 0; -EPROTO not such a message, a field missing or of a wrong size; -E2BIG too
+ * large; -ENOMEM. */
+int td_wire_unpack_segment(const void *p, size_t n, td_arena *scratch,
+                           td_wire_segment *ret_segment);
 int td_wire_unpack_commit(const void *p, size_t n, td_arena *scratch, td_wire_commit *ret_commit);
 int td_wire_unpack_ack(const void *p, size_t n, td_arena *scratch, td_wire_ack *ret_ack);
 

@@ -57,7 +57,8 @@ static int is_running(td_prefill_desk *d, td_str id, uint32_t attempt)
     return 0;
 }
 
-/* A ticket for other weights, another profile or another layout can never be served: say so before computing. */
+/* A ticket for other weights, another profile or another layout can never be served: say so before
+ * computing. */
 static int check_ticket(const td_prefill_desk *d, const Tandem__V1__Ticket *t, td_err *err)
 {
     const td_model_info *i = d->host->info;
@@ -75,13 +76,17 @@ static int check_ticket(const td_prefill_desk *d, const Tandem__V1__Ticket *t, t
 
 static int job_read(td_prefill_desk *d, td_job *j, td_str message, td_err *err)
 {
-    j->message = tandem__v1__prefill_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    j->message =
+        tandem__v1__prefill_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     if (!j->message)
         return td_err_set(err, -EINVAL, "PrefillRequest: not a valid message");
-    int r = td_request_read(j->message->request, d->host->info->vocab_size, d->max_context, &j->request, err);
+    int r = td_request_read(j->message->request, d->host->info->vocab_size, d->max_context,
+                            &j->request, err);
     if (r == 0 && j->message->ticket)
         r = check_ticket(d, j->message->ticket, err);
-    if (r == 0 && is_running(d, (td_str){(char *)j->request.message->request_id.data, j->request.message->request_id.len},
+    if (r == 0 && is_running(d,
+                             (td_str){(char *)j->request.message->request_id.data,
+                                      j->request.message->request_id.len},
                              j->message->attempt))
         r = td_err_set(err, -EEXIST, "request_id: this attempt is running here");
     return r;
@@ -94,7 +99,9 @@ static void refuse(td_call *c, int r, const char *text)
                  : r == -EINVAL ? TD_ERROR_INVALID_REQUEST
                  : r == -EAGAIN ? TD_ERROR_QUEUE_FULL
                                 : TD_ERROR_NONE;
-    uint32_t code = e ? (uint32_t)td_error_get(e)->status : r == -EXDEV ? TD_FAILED_PRECONDITION : td_code_from_errno(r);
+    uint32_t code = e             ? (uint32_t)td_error_get(e)->status
+                    : r == -EXDEV ? TD_FAILED_PRECONDITION
+                                  : td_code_from_errno(r);
     td_host_fail(c, code, e, text);
 }
 
@@ -122,7 +129,8 @@ static void on_prefill(td_prefill_desk *d, td_call *c, td_str message)
         j->arrived_us = td_now_us();
         j->deadline_us = j->arrived_us + td_call_remaining_us(c);
         if (j->message->ticket)
-            j->deadline_us = TD_MIN(j->deadline_us, j->arrived_us + j->message->ticket->deadline_ms * TD_MS);
+            j->deadline_us =
+                TD_MIN(j->deadline_us, j->arrived_us + j->message->ticket->deadline_ms * TD_MS);
         r = td_ring_push(d->to_lane, &j->arrive);
     }
     if (r < 0) {
@@ -139,7 +147,8 @@ static void on_prefill(td_prefill_desk *d, td_call *c, td_str message)
 
 static void on_abort(td_prefill_desk *d, td_call *c, td_str message)
 {
-    Tandem__V1__AbortRequest *m = tandem__v1__abort_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    Tandem__V1__AbortRequest *m =
+        tandem__v1__abort_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     Tandem__V1__AbortReply reply = TANDEM__V1__ABORT_REPLY__INIT;
     if (!m) {
         refuse(c, -EINVAL, "AbortRequest: not a valid message");
@@ -160,7 +169,8 @@ static void on_abort(td_prefill_desk *d, td_call *c, td_str message)
 static void on_flush(td_prefill_desk *d, td_call *c)
 {
     td_flush *f = malloc(sizeof *f);
-    if (!f || (*f = (td_flush){.head = {TD_JOB_FLUSH}, .call = c}, td_ring_push(d->to_lane, f)) < 0) {
+    if (!f ||
+        (*f = (td_flush){.head = {TD_JOB_FLUSH}, .call = c}, td_ring_push(d->to_lane, f)) < 0) {
         free(f);
         refuse(c, -EAGAIN, "the worker's queue is full");
     }
@@ -195,7 +205,8 @@ void td_prefill_desk_call(void *arg, td_call *c, td_str method, td_str message)
     else if (td_str_eq(method, "tandem.v1.Engine/Drain"))
         on_drain(d, c);
     else if (!td_str_eq(method, "tandem.v1.Engine/Prefill"))
-        td_host_fail(c, TD_UNIMPLEMENTED, TD_ERROR_UNSUPPORTED, "a prefill worker does not serve this method");
+        td_host_fail(c, TD_UNIMPLEMENTED, TD_ERROR_UNSUPPORTED,
+                     "a prefill worker does not serve this method");
     else if (d->draining)
         td_host_fail(c, TD_UNAVAILABLE, TD_ERROR_DRAINING, NULL);
     else
@@ -239,8 +250,8 @@ static void fill_first(first_run *f, const td_job *j, uint32_t i)
 }
 
 /* Prompt logprobs: n_prompt - 1 entries. Arrays are the caller's to free. */
-static int fill_prompt(Tandem__V1__PromptLogprobs *m, const td_job *j, float **ret_values, Tandem__V1__TopLogprob **ret_tops,
-                       Tandem__V1__TopLogprob ***ret_list)
+static int fill_prompt(Tandem__V1__PromptLogprobs *m, const td_job *j, float **ret_values,
+                       Tandem__V1__TopLogprob **ret_tops, Tandem__V1__TopLogprob ***ret_list)
 {
     size_t n = j->request.n_prompt - 1;
     *ret_values = malloc(n * sizeof(float) + 1);
@@ -281,7 +292,8 @@ static int send_reply(td_job *j)
     m.cached_tokens = j->cached_tokens;
     m.has_sent_blocks = 1;
     m.sent_blocks = j->sent_blocks;
-    usage.has_prompt_tokens = usage.has_cached_tokens = usage.has_queue_us = usage.has_prefill_us = 1;
+    usage.has_prompt_tokens = usage.has_cached_tokens = usage.has_queue_us = usage.has_prefill_us =
+        1;
     usage.prompt_tokens = m.prompt_tokens;
     usage.cached_tokens = m.cached_tokens;
     usage.queue_us = j->queue_us;
@@ -302,14 +314,15 @@ static void end(td_prefill_desk *d, td_job *j)
 {
     td_str id = td_call_request_id(j->call);
     if (j->code && j->code != TD_CANCELLED) {
-        td_log(TD_LOG_WARN, "prefill_failed", "request_id=\"%.*s\" attempt=%u code=%s why=\"%s\"", (int)id.len, id.ptr,
-               j->message->attempt, td_code_name(j->code), j->text);
+        td_log(TD_LOG_WARN, "prefill_failed", "request_id=\"%.*s\" attempt=%u code=%s why=\"%s\"",
+               (int)id.len, id.ptr, j->message->attempt, td_code_name(j->code), j->text);
         if (d->failed)
             td_counter_add(d->failed, 1);
     } else if (td_log_enabled(TD_LOG_DEBUG)) {
-        td_log(TD_LOG_DEBUG, "prefill_end", "request_id=\"%.*s\" tokens=%zu cached=%u sent_blocks=%u queue_us=%llu us=%llu",
-               (int)id.len, id.ptr, j->request.n_prompt, j->cached_tokens, j->sent_blocks, (unsigned long long)j->queue_us,
-               (unsigned long long)j->prefill_us);
+        td_log(TD_LOG_DEBUG, "prefill_end",
+               "request_id=\"%.*s\" tokens=%zu cached=%u sent_blocks=%u queue_us=%llu us=%llu",
+               (int)id.len, id.ptr, j->request.n_prompt, j->cached_tokens, j->sent_blocks,
+               (unsigned long long)j->queue_us, (unsigned long long)j->prefill_us);
     }
     if (j->code)
         td_host_fail(j->call, j->code, j->error, j->text);
@@ -325,7 +338,8 @@ void td_prefill_desk_turn(td_prefill_desk *d)
     while ((m = td_ring_pop(d->from_lane))) {
         td_job *j = ((td_job_msg_of *)m)->job;
         if (m->kind == TD_JOB_REPLY) {
-            /* The first tokens leave before the blocks have arrived; the STATUS follows when they have. */
+            /* The first tokens leave before the blocks have arrived; the STATUS follows when they
+             * have. */
             int r = send_reply(j);
             if (r < 0 && r != -ECANCELED)
                 cancel(d, j, td_code_from_errno(r));

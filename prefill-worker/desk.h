@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The prefill worker's calls: makes jobs of Prefill calls, answers them when the lane has. Loop thread only. */
+/* The prefill worker's calls: makes jobs of Prefill calls, answers them when the lane has. Loop
+ * thread only. */
 #ifndef TD_PREFILL_WORKER_DESK_H
 #define TD_PREFILL_WORKER_DESK_H
 
@@ -13,7 +14,7 @@
 enum { TD_PREFILL_JOBS_MAX = 1024 };
 
 typedef struct td_prefill_desk {
-    td_host *host;              /* borrowed */
+    td_host *host; /* borrowed */
     td_ring *to_lane, *from_lane;
     td_list jobs;
     uint32_t n_jobs, max_context;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One Prefill call on its way through the three threads. The loop makes it and frees it; between those the lane owns it.
+/* One Prefill call on its way through the three threads. The loop makes it and frees it; between
+ * those the lane owns it.
  *
  * loop -> lane   arrive
  * lane -> mover  open, add ..., then exactly one of commit and drop; none when there is no ticket
- * mover -> lane  pushed, exactly one, after the last of those and when no frame of the job is in flight
- * lane -> loop   reply (first tokens; not when the job failed before them), then end, exactly one
- * The flags cancel and abort may be set at any time before end and pushed. */
+ * mover -> lane  pushed, exactly one, after the last of those and when no frame of the job is in
+ * flight lane -> loop   reply (first tokens; not when the job failed before them), then end,
+ * exactly one The flags cancel and abort may be set at any time before end and pushed. */
 #ifndef TD_PREFILL_WORKER_JOB_H
 #define TD_PREFILL_WORKER_JOB_H
 

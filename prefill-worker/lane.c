@@ -95,17 +95,21 @@ static uint32_t blocks_of(uint64_t tokens)
     return (uint32_t)((tokens + TD_BLOCK_TOKENS - 1) / TD_BLOCK_TOKENS);
 }
 
-/* What holds while the job waits: sequences exist (ids, no blocks), and the pool could hold all of them at a time. */
+/* What holds while the job waits: sequences exist (ids, no blocks), and the pool could hold all of
+ * them at a time. */
 static int check_job(td_prefill_lane *l, td_job *j, td_err *err)
 {
     const td_handoff_plan *p = &j->request.plan;
     const Tandem__V1__Ticket *t = j->message->ticket;
     if (p->n_blocks > l->n_blocks)
-        return td_err_set(err, -ERANGE, "the prompt needs %u KV blocks, this worker has %u", p->n_blocks, l->n_blocks);
+        return td_err_set(err, -ERANGE, "the prompt needs %u KV blocks, this worker has %u",
+                          p->n_blocks, l->n_blocks);
     for (uint32_t i = 0; i < p->n_timelines; i++) {
         if (t && t->held_blocks > (p->timelines[i].n_ids - 1) / TD_BLOCK_TOKENS)
-            return td_err_set(err, -EINVAL, "ticket: held_blocks %u leaves no row to send", t->held_blocks);
-        int r = td_prefill_seq(l->c.engine, &j->request, i, j->request.plan.timelines[i].choice, &j->seqs[i], err);
+            return td_err_set(err, -EINVAL, "ticket: held_blocks %u leaves no row to send",
+                              t->held_blocks);
+        int r = td_prefill_seq(l->c.engine, &j->request, i, j->request.plan.timelines[i].choice,
+                               &j->seqs[i], err);
         if (r < 0)
             return r;
     }
@@ -122,7 +126,9 @@ static void arrive(td_prefill_lane *l, td_job *j)
     l->n_jobs++;
     int r = check_job(l, j, &err);
     if (r < 0) {
-        td_error e = r == -ERANGE ? TD_ERROR_CONTEXT_LENGTH : r == -EINVAL ? TD_ERROR_INVALID_VALUE : TD_ERROR_NONE;
+        td_error e = r == -ERANGE   ? TD_ERROR_CONTEXT_LENGTH
+                     : r == -EINVAL ? TD_ERROR_INVALID_VALUE
+                                    : TD_ERROR_NONE;
         fail(l, j, r == -ERANGE ? TD_OUT_OF_RANGE : td_code_from_errno(r), e, err.text);
     }
 }
@@ -136,7 +142,8 @@ static void flush(td_prefill_lane *l, td_flush *f)
 static void pushed(td_prefill_lane *l, td_job *j)
 {
     char text[96];
-    snprintf(text, sizeof text, "handing KV blocks over failed%s%s", j->push_reason[0] ? ": " : "", j->push_reason);
+    snprintf(text, sizeof text, "handing KV blocks over failed%s%s", j->push_reason[0] ? ": " : "",
+             j->push_reason);
     if (j->push_code)
         set_end(j, j->push_code, TD_ERROR_NONE, text);
     finish(l, j);
@@ -193,7 +200,8 @@ static uint64_t hits(td_prefill_lane *l, td_job *j)
         return 0;
     const uint8_t *hashes = td_seq_hashes(j->seqs[j->timeline], &n);
     uint32_t most = (j->request.plan.timelines[j->timeline].n_ids - 1) / TD_BLOCK_TOKENS;
-    return (uint64_t)td_kv_peek(l->pool, hashes, (uint32_t)TD_MIN(n, (size_t)most)) * TD_BLOCK_TOKENS;
+    return (uint64_t)td_kv_peek(l->pool, hashes, (uint32_t)TD_MIN(n, (size_t)most)) *
+           TD_BLOCK_TOKENS;
 }
 
 static uint32_t look(td_prefill_lane *l)
@@ -213,7 +221,8 @@ static uint32_t look(td_prefill_lane *l)
         td_prefill_view v = {.n_left = left, .started = j->started};
         if (!j->started) {
             /* all its blocks, hits included: those that nobody else uses count as free now */
-            v.blocks_needed = blocks_of(j->attached ? left : j->request.plan.timelines[j->timeline].n_ids);
+            v.blocks_needed =
+                blocks_of(j->attached ? left : j->request.plan.timelines[j->timeline].n_ids);
             v.n_left -= j->attached ? 0 : hits(l, j);
         }
         rows += v.n_left;
@@ -232,7 +241,8 @@ static void open_push(td_prefill_lane *l, td_job *j)
     td_push_wait(l->c.to_mover, &j->open);
 }
 
-/* Late binding: blocks and the connection only at the head of the queue. 0; -ENOSPC: try again later. */
+/* Late binding: blocks and the connection only at the head of the queue. 0; -ENOSPC: try again
+ * later. */
 static int start(td_prefill_lane *l, td_job *j)
 {
     const td_timeline *t = &j->request.plan.timelines[j->timeline];
@@ -256,7 +266,8 @@ static int start(td_prefill_lane *l, td_job *j)
     return 0;
 }
 
-/* Give the mover what has become final: full blocks as they seal, the partial one when the timeline is computed. */
+/* Give the mover what has become final: full blocks as they seal, the partial one when the timeline
+ * is computed. */
 static int push_ready(td_prefill_lane *l, td_job *j)
 {
     const td_timeline *t = &j->request.plan.timelines[j->timeline];
@@ -273,12 +284,14 @@ static int push_ready(td_prefill_lane *l, td_job *j)
     const uint8_t *hashes = td_seq_hashes(s, &n_hashes);
     *a = (td_job_add){.head = {TD_JOB_ADD}, .job = j, .n = n};
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t b = j->sent + i, rows = TD_MIN((uint32_t)TD_BLOCK_TOKENS, t->n_ids - b * TD_BLOCK_TOKENS);
+        uint32_t b = j->sent + i,
+                 rows = TD_MIN((uint32_t)TD_BLOCK_TOKENS, t->n_ids - b * TD_BLOCK_TOKENS);
         TD_BUG_ON(b >= n_blocks);
         a->blocks[i] = (td_push_block){.block = blocks[b], .index = t->base + b, .rows = rows};
         a->blocks[i].has_chain = rows == TD_BLOCK_TOKENS && b < n_hashes;
         if (a->blocks[i].has_chain)
-            memcpy(a->blocks[i].chain, hashes + (size_t)b * TD_PREFIX_HASH_BYTES, TD_PREFIX_HASH_BYTES);
+            memcpy(a->blocks[i].chain, hashes + (size_t)b * TD_PREFIX_HASH_BYTES,
+                   TD_PREFIX_HASH_BYTES);
     }
     j->sent = upto;
     j->sent_blocks += n;
@@ -286,8 +299,10 @@ static int push_ready(td_prefill_lane *l, td_job *j)
     return 0;
 }
 
-/* Would this first token end its choice? Asked of a sequence of its own, so that there is one rule for ends. */
-static int first_ends(td_prefill_lane *l, td_job *j, uint32_t timeline, uint32_t choice, uint32_t id, td_finish *ret_finish)
+/* Would this first token end its choice? Asked of a sequence of its own, so that there is one rule
+ * for ends. */
+static int first_ends(td_prefill_lane *l, td_job *j, uint32_t timeline, uint32_t choice,
+                      uint32_t id, td_finish *ret_finish)
 {
     td_seq *s = NULL;
     int r = td_prefill_seq(l->c.engine, &j->request, timeline, choice, &s, NULL);
@@ -303,7 +318,8 @@ static int take_samples(td_prefill_lane *l, td_job *j, const td_sample *samples,
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = j->n_first++;
         j->first[at] = samples[i];
-        int r = first_ends(l, j, j->timeline, j->request.choices[at], samples[i].id, &j->finish[at]);
+        int r =
+            first_ends(l, j, j->timeline, j->request.choices[at], samples[i].id, &j->finish[at]);
         if (r < 0)
             return r;
     }
@@ -357,7 +373,8 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
         td_seq *s = j->seqs[j->timeline];
         uint32_t n_tokens = (uint32_t)TD_MIN((uint64_t)l->picks[i].n_tokens, n_left(j));
         l->picked[n] = j;
-        l->items[n] = (td_step_item){.seq = s, .n_tokens = n_tokens, .n_samples = samples_of(j, n_tokens)};
+        l->items[n] =
+            (td_step_item){.seq = s, .n_tokens = n_tokens, .n_samples = samples_of(j, n_tokens)};
         if (j->prompt_lp && j->timeline == 0) {
             l->items[n].ret_prompt_lp = j->prompt_lp + td_seq_computed(s);
             l->items[n].prompt_top = j->request.n_top;
@@ -371,7 +388,8 @@ static void bad_step(td_prefill_lane *l, uint32_t n)
 {
     static td_msg dead = {TD_JOB_DEAD};
     for (uint32_t i = 0; i < n; i++)
-        fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL, "the engine failed in this request's step");
+        fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL,
+             "the engine failed in this request's step");
     if (++l->bad_steps == BAD_STEPS_MAX)
         td_push_wait(l->c.to_loop, &dead);
 }
@@ -403,7 +421,8 @@ static void *lane_main(void *arg)
         take(l);
         see_flags(l);
         uint32_t n_views = look(l);
-        uint32_t n = td_prefill_plan(&l->c.policy, l->views, n_views, td_kv_available(l->pool), l->picks);
+        uint32_t n =
+            td_prefill_plan(&l->c.policy, l->views, n_views, td_kv_available(l->pool), l->picks);
         n = gather(l, n);
         if (n > 0)
             run_step(l, n);
@@ -426,7 +445,8 @@ static void lane_free(td_prefill_lane *l)
     free(l);
 }
 
-int td_prefill_lane_start(const td_prefill_lane_config *config, td_prefill_lane **ret_lane, td_err *reterr_err)
+int td_prefill_lane_start(const td_prefill_lane_config *config, td_prefill_lane **ret_lane,
+                          td_err *reterr_err)
 {
     td_prefill_lane *l = calloc(1, sizeof *l);
     if (!l)

@@ -46,7 +46,8 @@ static void end_push(td_prefill_mover *m, td_job *j, uint32_t code, const char *
     report(m, j);
 }
 
-static void on_done(void *arg, void *user, uint32_t code, const char *reason, const td_push_figures *figures)
+static void on_done(void *arg, void *user, uint32_t code, const char *reason,
+                    const td_push_figures *figures)
 {
     (void)figures;
     end_push(arg, user, code, reason);
@@ -88,7 +89,8 @@ static void commit(td_prefill_mover *m, td_job *j)
         ids[i] = j->first[i].id;
     j->final_seen = 1;
     if (j->push) /* may end it, and then on_done reports */
-        td_push_commit(j->push, j->request.plan.n_tokens, j->request.choices, ids, j->n_first, td_now_us());
+        td_push_commit(j->push, j->request.plan.n_tokens, j->request.choices, ids, j->n_first,
+                       td_now_us());
     else
         report(m, j);
 }
@@ -158,7 +160,8 @@ static void *mover_main(void *arg)
     }
 }
 
-int td_prefill_mover_start(const td_prefill_mover_config *config, td_prefill_mover **ret_mover, td_err *reterr_err)
+int td_prefill_mover_start(const td_prefill_mover_config *config, td_prefill_mover **ret_mover,
+                           td_err *reterr_err)
 {
     td_prefill_mover *m = calloc(1, sizeof *m);
     if (!m)

@@ -9,7 +9,8 @@
 #include "proto/engine.pb-c.h"
 #include "base/banned.h"
 
-int td_prefill_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice, td_seq **ret_seq, td_err *reterr_err)
+int td_prefill_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice,
+                   td_seq **ret_seq, td_err *reterr_err)
 {
     const Tandem__V1__SamplingParams *p = r->sampling;
     uint32_t n_ids = r->plan.timelines[timeline].n_ids;

@@ -38,7 +38,8 @@ typedef struct worker {
     td_timer *stuck;
     td_http_server *http;
     td_metrics *metrics;
-    td_gauge *g_running, *g_waiting, *g_waiting_tokens, *g_free, *g_tokens, *g_bytes, *g_failed, *g_up;
+    td_gauge *g_running, *g_waiting, *g_waiting_tokens, *g_free, *g_tokens, *g_bytes, *g_failed,
+        *g_up;
     uint8_t epoch[16];
     int cores[CORES_MAX];
     uint32_t n_cores;
@@ -56,7 +57,8 @@ static void on_idle(void *arg)
 static void on_dead(void *arg)
 {
     worker *w = arg;
-    td_log(TD_LOG_ERROR, "engine_dead", "why=\"steps fail one after another; the supervisor starts a new process\"");
+    td_log(TD_LOG_ERROR, "engine_dead",
+           "why=\"steps fail one after another; the supervisor starts a new process\"");
     w->status = 1;
     td_loop_stop(w->loop);
 }
@@ -65,7 +67,8 @@ static void on_drain(void *arg)
 {
     worker *w = arg;
     td_log(TD_LOG_INFO, "draining", "jobs=%u", w->desk.n_jobs);
-    td_rpc_goaway(w->rpc, "the worker is shutting down", (uint32_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * 1000);
+    td_rpc_goaway(w->rpc, "the worker is shutting down",
+                  (uint32_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * 1000);
     td_prefill_desk_drain(&w->desk);
 }
 
@@ -135,10 +138,11 @@ static void update_gauges(worker *w)
 static void write_drops(worker *w, td_strbuf *out)
 {
     const td_push_stats *s = td_prefill_mover_stats(w->mover);
-    td_strbuf_adds(out, "# HELP tandem_kv_dropped_total KV frames refused, by reason\n# TYPE tandem_kv_dropped_total counter\n");
+    td_strbuf_adds(out, "# HELP tandem_kv_dropped_total KV frames refused, by reason\n# TYPE "
+                        "tandem_kv_dropped_total counter\n");
     for (int d = TD_DROP_NONE + 1; d < TD_DROP_MAX; d++)
-        td_strbuf_addf(out, "tandem_kv_dropped_total{reason=\"%s\"} %llu\n", td_drop_name((td_drop)d),
-                       (unsigned long long)atomic_load(&s->drops[d]));
+        td_strbuf_addf(out, "tandem_kv_dropped_total{reason=\"%s\"} %llu\n",
+                       td_drop_name((td_drop)d), (unsigned long long)atomic_load(&s->drops[d]));
 }
 
 static void on_request(void *arg, td_http_req *req)
@@ -175,7 +179,8 @@ static int open_metrics(worker *w, td_err *err)
     td_metrics *m = w->metrics;
     w->g_running = td_gauge_new(m, "prefill_running", "", "Prompts in the current step");
     w->g_waiting = td_gauge_new(m, "prefill_waiting", "", "Prompts queued");
-    w->g_waiting_tokens = td_gauge_new(m, "prefill_waiting_tokens", "", "Prompt tokens not computed yet");
+    w->g_waiting_tokens =
+        td_gauge_new(m, "prefill_waiting_tokens", "", "Prompt tokens not computed yet");
     w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
     w->g_tokens = td_gauge_new(m, "prefill_tokens", "", "Prompt tokens computed since the start");
     w->g_bytes = td_gauge_new(m, "kv_sent_bytes", "", "KV payload bytes sent since the start");
@@ -183,10 +188,11 @@ static int open_metrics(worker *w, td_err *err)
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     w->desk.requests = td_counter_new(m, "prefill_requests_total", "", "Prefill calls accepted");
     w->desk.failed = td_counter_new(m, "prefill_failed_total", "", "Prefill calls that failed");
-    if (!w->g_running || !w->g_waiting || !w->g_waiting_tokens || !w->g_free || !w->g_tokens || !w->g_bytes || !w->g_failed ||
-        !w->g_up || !w->desk.requests || !w->desk.failed)
+    if (!w->g_running || !w->g_waiting || !w->g_waiting_tokens || !w->g_free || !w->g_tokens ||
+        !w->g_bytes || !w->g_failed || !w->g_up || !w->desk.requests || !w->desk.failed)
         return td_err_set(err, -ENOMEM, "metrics: out of memory");
-    td_http_config c = {.listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
+    td_http_config c = {
+        .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
     r = td_http_server_open(w->loop, &c, &w->http, err);
     if (r == 0)
         td_log(TD_LOG_INFO, "metrics", "listen=%s", td_http_server_addr(w->http));
@@ -213,7 +219,8 @@ static int open_engine(worker *w, td_err *err)
     const td_options *o = &w->options;
     const char *dir = td_opt_str(o, TD_OPT_ID_MODEL);
     if (!*dir)
-        return td_err_set(err, -EINVAL, "--model: missing; give the directory that holds config.json");
+        return td_err_set(err, -EINVAL,
+                          "--model: missing; give the directory that holds config.json");
     if (*td_opt_str(o, TD_OPT_ID_CORES)) {
         int n = td_cores_parse(td_opt_str(o, TD_OPT_ID_CORES), w->cores, CORES_MAX, err);
         if (n < 0)
@@ -265,14 +272,15 @@ static int start_threads(worker *w, td_err *err)
     int r = td_prefill_mover_start(&mc, &w->mover, err);
     if (r < 0)
         return r;
-    td_prefill_lane_config lc = {.engine = w->engine,
-                                 .load = &w->host.load,
-                                 .policy = {.max_rows = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_CHUNK),
-                                            .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS)},
-                                 .from_loop = w->loop_lane,
-                                 .to_loop = w->lane_loop,
-                                 .from_mover = w->mover_lane,
-                                 .to_mover = w->lane_mover};
+    td_prefill_lane_config lc = {
+        .engine = w->engine,
+        .load = &w->host.load,
+        .policy = {.max_rows = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_CHUNK),
+                   .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS)},
+        .from_loop = w->loop_lane,
+        .to_loop = w->lane_loop,
+        .from_mover = w->mover_lane,
+        .to_mover = w->lane_mover};
     return td_prefill_lane_start(&lc, &w->lane, err);
 }
 
@@ -286,7 +294,9 @@ static int open_host(worker *w, td_err *err)
                          .epoch = w->epoch,
                          .kv_blocks = stats.n_blocks,
                          .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS),
-                         .max_context = (uint32_t)TD_MIN((uint64_t)info->max_context, (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS)};
+                         .max_context =
+                             (uint32_t)TD_MIN((uint64_t)info->max_context,
+                                              (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS)};
     int r = td_host_init(&w->host, &hc);
     if (r < 0)
         return td_err_set(err, r, "worker: out of memory");
@@ -307,11 +317,15 @@ static int open_rpc(worker *w, td_err *err)
     td_rpc_config c = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_CONTROL),
                        .dial = 1,
                        .hello = w->host.hello,
-                       .ops = {.on_up = on_up, .on_down = on_down, .on_call = td_prefill_desk_call, .get_load = get_load},
+                       .ops = {.on_up = on_up,
+                               .on_down = on_down,
+                               .on_call = td_prefill_desk_call,
+                               .get_load = get_load},
                        .arg = &w->desk};
     memcpy(c.epoch, w->host.epoch, 16);
     int r = td_rpc_open(w->loop, &c, &w->rpc, err);
-    if (r == 0 && (r = td_io_add(w->loop, td_ring_fd(w->lane_loop), TD_IO_READ, on_lane, w, &w->lane_io)) < 0)
+    if (r == 0 &&
+        (r = td_io_add(w->loop, td_ring_fd(w->lane_loop), TD_IO_READ, on_lane, w, &w->lane_io)) < 0)
         td_err_set(err, r, "loop: %s", td_errno_text(r));
     return r;
 }
@@ -322,14 +336,17 @@ static int start(worker *w, td_err *err)
     td_random_bytes(w->epoch, sizeof w->epoch);
     int r = td_loop_new(&w->loop);
     if (r == 0)
-        r = td_service_new(w->loop, &ops, w, (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
+        r = td_service_new(w->loop, &ops, w,
+                           (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
     if (r < 0)
         return td_err_set(err, r, "loop: %s", td_errno_text(r));
-    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 || (r = open_host(w, err)) < 0 ||
-        (r = start_threads(w, err)) < 0 || (r = open_metrics(w, err)) < 0 || (r = open_rpc(w, err)) < 0)
+    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 ||
+        (r = open_host(w, err)) < 0 || (r = start_threads(w, err)) < 0 ||
+        (r = open_metrics(w, err)) < 0 || (r = open_rpc(w, err)) < 0)
         return r;
     if (w->n_cores && (r = td_core_pin(w->cores[0])) < 0)
-        return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0], td_errno_text(r));
+        return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0],
+                          td_errno_text(r));
     return 0;
 }
 
@@ -371,7 +388,8 @@ static int run(worker *w)
     }
     snprintf(text, sizeof text, "ready, %u KV blocks", w->host.kv_blocks);
     td_service_ready(w->service, text);
-    td_log(TD_LOG_INFO, "ready", "name=%s control=%s kv_blocks=%u", w->host.name, td_rpc_endpoint(w->rpc), w->host.kv_blocks);
+    td_log(TD_LOG_INFO, "ready", "name=%s control=%s kv_blocks=%u", w->host.name,
+           td_rpc_endpoint(w->rpc), w->host.kv_blocks);
     td_loop_run(w->loop);
     return w->status;
 }
@@ -389,13 +407,17 @@ int td_prefill_worker_main(int argc, char **argv)
         return 2;
     }
     if (w->options.help) {
-        td_options_help(&w->options, "tandem-prefill-worker --model DIR --control ENDPOINT", w->options.help_word, stdout);
+        td_options_help(&w->options, "tandem-prefill-worker --model DIR --control ENDPOINT",
+                        w->options.help_word, stdout);
         td_options_done(&w->options);
         free(w);
         return 0;
     }
     (void)td_log_level_parse(td_opt_str(&w->options, TD_OPT_ID_LOG_LEVEL), &level);
-    td_log_init(level, strcmp(td_opt_str(&w->options, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON : TD_LOG_TEXT, "prefill");
+    td_log_init(level,
+                strcmp(td_opt_str(&w->options, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON
+                                                                                   : TD_LOG_TEXT,
+                "prefill");
     int status = run(w);
     stop(w);
     free(w);

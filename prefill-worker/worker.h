@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The prefill worker: dials a router, answers tandem.v1.Engine/Prefill. Three threads: loop (worker.c), lane, mover. */
+/* The prefill worker: dials a router, answers tandem.v1.Engine/Prefill. Three threads: loop
+ * (worker.c), lane, mover. */
 #ifndef TD_PREFILL_WORKER_WORKER_H
 #define TD_PREFILL_WORKER_WORKER_H
 
-/* Run the service until SIGTERM. argv without the program's own name; options of the sections common and prefill.
- * Ready as soon as the model is loaded, router or not: it is dialled for ever. Returns the exit status. */
+/* Run the service until SIGTERM. argv without the program's own name; options of the sections
+ * common and prefill. Ready as soon as the model is loaded, router or not: it is dialled for ever.
+ * Returns the exit status. */
 int td_prefill_worker_main(int argc, char **argv);
 
 #endif

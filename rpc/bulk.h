@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Large multipart messages over ZeroMQ without a copy on the sending side: the KV socket. A receiver binds (ROUTER), each
- * sender dials it (DEALER). One td_bulk belongs to one thread (the mover).
+/* Large multipart messages over ZeroMQ without a copy on the sending side: the KV socket. A
+ * receiver binds (ROUTER), each sender dials it (DEALER). One td_bulk belongs to one thread (the
+ * mover).
  *
- * Invariants: a part sent by reference is counted in *flight until libzmq has let go of it (its free callback does one
- * atomic decrement and nothing else), so memory may be reused when the count is 0; td_bulk_close() forgets what was queued
- * (LINGER 0), which forces the counts to 0 soon after; a message has at most TD_BULK_PARTS_MAX parts of at most
- * TD_BULK_PART_BYTES_MAX, one that has more is dropped and counted.
- * Endpoints are checked as rpc/sock.h says: no wildcard, nothing beyond loopback until keys are configured. */
+ * Invariants: a part sent by reference is counted in *flight until libzmq has let go of it (its
+ * free callback does one atomic decrement and nothing else), so memory may be reused when the count
+ * is 0; td_bulk_close() forgets what was queued (LINGER 0), which forces the counts to 0 soon
+ * after; a message has at most TD_BULK_PARTS_MAX parts of at most TD_BULK_PART_BYTES_MAX, one that
+ * has more is dropped and counted. Endpoints are checked as rpc/sock.h says: no wildcard, nothing
+ * beyond loopback until keys are configured. */
 #ifndef TD_RPC_BULK_H
 #define TD_RPC_BULK_H
 
@@ -16,11 +18,16 @@
 
 #include "base/err.h"
 
-enum { TD_BULK_PARTS_MAX = 1024, TD_BULK_PART_BYTES_MAX = (1 << 20) + 4096, TD_BULK_PEER_BYTES_MAX = 32 };
+enum {
+    TD_BULK_PARTS_MAX = 1024,
+    TD_BULK_PART_BYTES_MAX = (1 << 20) + 4096,
+    TD_BULK_PEER_BYTES_MAX = 32
+};
 
 typedef struct td_bulk td_bulk;
 
-/* Bind or dial. A dialled one connects in the background and again after a loss; until then sends give -EAGAIN. */
+/* Bind or dial. A dialled one connects in the background and again after a loss; until then sends
+ * give -EAGAIN. */
 int td_bulk_bind(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err);
 int td_bulk_dial(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err);
 /* Forget what is queued and close. NULL is fine. */
@@ -37,7 +44,8 @@ typedef struct td_bulk_peer {
 typedef struct td_bulk_part {
     const void *data;
     size_t n;
-    _Atomic uint32_t *flight; /* NULL: the bytes are copied; else sent by reference, counted here while held */
+    _Atomic uint32_t
+        *flight; /* NULL: the bytes are copied; else sent by reference, counted here while held */
 } td_bulk_part;
 
 /* Queue one message; never blocks. peer: NULL on a dialled one.
@@ -62,8 +70,8 @@ typedef struct td_bulk_poll {
     int want, ready; /* TD_BULK_READ | TD_BULK_WRITE */
 } td_bulk_poll;
 
-/* Wait until one is ready or timeout_us passed (rounded up to milliseconds; < 0: for ever). n <= 256.
- * Number of ready ones; 0; -EINTR. */
+/* Wait until one is ready or timeout_us passed (rounded up to milliseconds; < 0: for ever). n <=
+ * 256. Number of ready ones; 0; -EINTR. */
 int td_bulk_wait(td_bulk_poll *polls, uint32_t n, int64_t timeout_us);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A prefill and a decode worker as real processes, and a router in the test that speaks rpc to them. */
+/* A prefill and a decode worker as real processes, and a router in the test that speaks rpc to
+ * them. */
 #ifndef TD_TESTS_EDGE_CLUSTER_H
 #define TD_TESTS_EDGE_CLUSTER_H
 
@@ -56,7 +57,8 @@ typedef struct request {
     uint32_t n_emitted; /* recovery of choice 0 */
     uint64_t timeout_us;
     /* test hooks */
-    void (*on_ticket)(struct request *r, Tandem__V1__Ticket *t); /* may change it; returns before Prefill starts */
+    void (*on_ticket)(struct request *r,
+                      Tandem__V1__Ticket *t); /* may change it; returns before Prefill starts */
     int no_prefill;
     /* result */
     td_call *call[2];
@@ -126,10 +128,11 @@ static void cluster_open(cluster *c)
     char endpoint[128];
     td_err err = {0};
     snprintf(endpoint, sizeof endpoint, "ipc://%s/control.sock", c->dir);
-    td_rpc_config rc = {.endpoint = endpoint,
-                        .ops = {.on_hello = cluster_hello, .on_up = cluster_up, .on_down = cluster_down},
-                        .arg = c,
-                        .dead_ms = 20000};
+    td_rpc_config rc = {
+        .endpoint = endpoint,
+        .ops = {.on_hello = cluster_hello, .on_up = cluster_up, .on_down = cluster_down},
+        .arg = c,
+        .dead_ms = 20000};
     td_random_bytes(rc.epoch, 16);
     if (td_rpc_open(c->loop, &rc, &c->rpc, &err) < 0)
         fail_msg("%s", err.text);
@@ -156,9 +159,20 @@ static void start_prefill(cluster *c, const char *model, const char *chunk, cons
 {
     char control[128];
     snprintf(control, sizeof control, "ipc://%s/control.sock", c->dir);
-    char *argv[] = {"tandem-prefill-worker", "--model", (char *)(uintptr_t)model, "--control", control, "--chunk",
-                    (char *)(uintptr_t)chunk, "--kv-blocks", (char *)(uintptr_t)blocks, "--threads", "1", "--log-level",
-                    "warn", NULL};
+    char *argv[] = {"tandem-prefill-worker",
+                    "--model",
+                    (char *)(uintptr_t)model,
+                    "--control",
+                    control,
+                    "--chunk",
+                    (char *)(uintptr_t)chunk,
+                    "--kv-blocks",
+                    (char *)(uintptr_t)blocks,
+                    "--threads",
+                    "1",
+                    "--log-level",
+                    "warn",
+                    NULL};
     c->pid[0] = spawn(argv[0], argv);
     wait_session(c, 0, 1);
 }
@@ -167,9 +181,20 @@ static void start_decode(cluster *c, const char *model, const char *kv, const ch
 {
     char control[128];
     snprintf(control, sizeof control, "ipc://%s/control.sock", c->dir);
-    char *argv[] = {"tandem-decode-worker", "--model", (char *)(uintptr_t)model, "--control", control, "--kv-listen",
-                    (char *)(uintptr_t)kv, "--kv-blocks", (char *)(uintptr_t)blocks, "--threads", "1", "--log-level",
-                    "warn", NULL};
+    char *argv[] = {"tandem-decode-worker",
+                    "--model",
+                    (char *)(uintptr_t)model,
+                    "--control",
+                    control,
+                    "--kv-listen",
+                    (char *)(uintptr_t)kv,
+                    "--kv-blocks",
+                    (char *)(uintptr_t)blocks,
+                    "--threads",
+                    "1",
+                    "--log-level",
+                    "warn",
+                    NULL};
     c->pid[1] = spawn(argv[0], argv);
     wait_session(c, 1, 1);
 }
@@ -244,7 +269,8 @@ static void on_prefill_data(void *arg, td_call *call, td_str message)
 {
     request *r = arg;
     (void)call;
-    Tandem__V1__PrefillReply *m = tandem__v1__prefill_reply__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    Tandem__V1__PrefillReply *m =
+        tandem__v1__prefill_reply__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     assert_non_null(m);
     r->cached = m->cached_tokens;
     r->sent_blocks = m->sent_blocks;
@@ -256,8 +282,8 @@ static void on_prefill_data(void *arg, td_call *call, td_str message)
     tandem__v1__prefill_reply__free_unpacked(m, NULL);
 }
 
-static void fill_request(request *r, Tandem__V1__Request *m, Tandem__V1__SamplingParams *p, Tandem__V1__Emitted *e,
-                         Tandem__V1__Emitted **list)
+static void fill_request(request *r, Tandem__V1__Request *m, Tandem__V1__SamplingParams *p,
+                         Tandem__V1__Emitted *e, Tandem__V1__Emitted **list)
 {
     tandem__v1__request__init(m);
     tandem__v1__sampling_params__init(p);
@@ -285,7 +311,8 @@ static void fill_request(request *r, Tandem__V1__Request *m, Tandem__V1__Samplin
     }
 }
 
-static void start_call(request *r, int which, const char *method, const ProtobufCMessage *m, td_call_ops ops)
+static void start_call(request *r, int which, const char *method, const ProtobufCMessage *m,
+                       td_call_ops ops)
 {
     size_t n = protobuf_c_message_get_packed_size(m);
     uint8_t *bytes = malloc(n);
@@ -315,14 +342,16 @@ static void start_prefill_call(request *r, Tandem__V1__Ticket *ticket)
     m.request = &q;
     m.attempt = r->attempt;
     m.ticket = ticket;
-    start_call(r, 0, "tandem.v1.Engine/Prefill", &m.base, (td_call_ops){on_prefill_data, on_status});
+    start_call(r, 0, "tandem.v1.Engine/Prefill", &m.base,
+               (td_call_ops){on_prefill_data, on_status});
 }
 
 static void on_decode_data(void *arg, td_call *call, td_str message)
 {
     request *r = arg;
     (void)call;
-    Tandem__V1__DecodeEvent *m = tandem__v1__decode_event__unpack(NULL, message.len, (const uint8_t *)message.ptr);
+    Tandem__V1__DecodeEvent *m =
+        tandem__v1__decode_event__unpack(NULL, message.len, (const uint8_t *)message.ptr);
     assert_non_null(m);
     if (m->ticket) {
         r->got_ticket++;
@@ -365,7 +394,8 @@ static void request_wait(cluster *c, request *r)
     uint64_t end = td_now_us() + 120 * TD_S;
     while (r->open[0] || r->open[1]) {
         if (td_now_us() > end)
-            fail_msg("request %s does not end (prefill %d, decode %d, tokens %u)", r->id, r->open[0], r->open[1], r->n_tokens[0]);
+            fail_msg("request %s does not end (prefill %d, decode %d, tokens %u)", r->id,
+                     r->open[0], r->open[1], r->n_tokens[0]);
         cluster_turn(c);
     }
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The split changes nothing (promise 1): prefill on one process and decode on another gives byte-identical tokens and
- * log-probabilities (the chosen token's and the 20 most likely ones, as float bits) to one process, whatever the chunk
- * size, the mates, the transport, what was cached, and where a recovery took over. */
+/* The split changes nothing (promise 1): prefill on one process and decode on another gives
+ * byte-identical tokens and log-probabilities (the chosen token's and the 20 most likely ones, as
+ * float bits) to one process, whatever the chunk size, the mates, the transport, what was cached,
+ * and where a recovery took over. */
 #include "tests/edge/cluster.h"
 
 #include "engine/engine.h"
@@ -19,9 +20,15 @@ static cluster cl;
 static void reference_open(void)
 {
     td_err err = {0};
-    td_model_options mo = {.isa = "auto", .act = TD_BF16, .kv = TD_BF16, .index = TD_BF16, .n_threads = 1, .n_ranks = 1};
+    td_model_options mo = {.isa = "auto",
+                           .act = TD_BF16,
+                           .kv = TD_BF16,
+                           .index = TD_BF16,
+                           .n_threads = 1,
+                           .n_ranks = 1};
     td_engine_limits limits = {.max_rows = 2048, .max_seqs = 4, .n_blocks = 64};
-    if (td_model_open(MODEL, &mo, &model, &err) < 0 || td_engine_open(model, &limits, &engine, &err) < 0)
+    if (td_model_open(MODEL, &mo, &model, &err) < 0 ||
+        td_engine_open(model, &limits, &engine, &err) < 0)
         fail_msg("%s", err.text);
 }
 
@@ -56,7 +63,8 @@ static void reference(const request *r, uint32_t choice, token *out)
         fail_msg("%s", err.text);
     assert_int_equal(td_seq_reserve(s, r->n_prompt + r->max_tokens), 0);
     for (uint32_t i = 0; i < r->max_tokens; i++) {
-        td_step_item item = {.seq = s, .n_tokens = i == 0 ? (uint32_t)r->n_prompt : 1, .n_samples = 1};
+        td_step_item item = {
+            .seq = s, .n_tokens = i == 0 ? (uint32_t)r->n_prompt : 1, .n_samples = 1};
         assert_int_equal(td_engine_step(engine, &item, 1, &sample), 0);
         take_sample(&out[i], &sample);
         td_finish f = td_seq_append(s, sample.id);
@@ -111,9 +119,10 @@ static void must_equal(const request *r, uint32_t choice, const token *expect, c
     assert_int_equal(r->finish[choice], 2);
     for (uint32_t k = 0; k < r->max_tokens; k++) {
         if (memcmp(&r->tokens[choice][k], &expect[k], sizeof(token)) != 0)
-            fail_msg("%s: prompt of %zu, choice %u, token %u: id %u logprob %a, one process gives %u %a", what, r->n_prompt,
-                     choice, k, r->tokens[choice][k].id, (double)r->tokens[choice][k].logprob, expect[k].id,
-                     (double)expect[k].logprob);
+            fail_msg(
+                "%s: prompt of %zu, choice %u, token %u: id %u logprob %a, one process gives %u %a",
+                what, r->n_prompt, choice, k, r->tokens[choice][k].id,
+                (double)r->tokens[choice][k].logprob, expect[k].id, (double)expect[k].logprob);
     }
 }
 
@@ -236,7 +245,8 @@ static void test_choices(void **state)
     }
 }
 
-/* One recovery path: whatever was emitted before, the rest is the same, and the recomputed token is told for comparison. */
+/* One recovery path: whatever was emitted before, the rest is the same, and the recomputed token is
+ * told for comparison. */
 static void test_recovery_at_every_token(void **state)
 {
     (void)state;
@@ -256,7 +266,8 @@ static void test_recovery_at_every_token(void **state)
                 assert_memory_equal(&r->tokens[0][k], &want[i][0][k], sizeof(token));
         }
     }
-    /* a token that was told to the client and is not what comes out now: a typed error, never a wrong continuation */
+    /* a token that was told to the client and is not what comes out now: a typed error, never a
+     * wrong continuation */
     request *r = fresh(2, 130);
     r->attempt = 2;
     r->n_emitted = 2;
