@@ -18,7 +18,8 @@ void td_arena_init(td_arena *a, size_t limit_bytes);
 void td_arena_done(td_arena *a);
 /* Keep one chunk, forget its contents, clear the failure. */
 void td_arena_reset(td_arena *a);
-/* Zeroed bytes aligned to 16; NULL (and sticky failure) past the limit or out of memory. n = 0 gives a valid pointer. */
+/* Zeroed bytes aligned to 16; NULL (and sticky failure) past the limit or out of memory. n = 0
+ * gives a valid pointer. */
 void *td_arena_alloc(td_arena *a, size_t n);
 /* n × size with overflow check. */
 void *td_arena_alloc_array(td_arena *a, size_t n, size_t size);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bounded little-endian reader and writer with sticky failure, and overflow-checked size arithmetic. */
+/* Bounded little-endian reader and writer with sticky failure, and overflow-checked size
+ * arithmetic. */
 #ifndef TD_BASE_BYTES_H
 #define TD_BASE_BYTES_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Failure detail for people. Everywhere: 0 or a count is success, negative errno is failure; a td_err
- * accompanies it only where a person must act (checkpoint, configuration, request). The text names the
- * file, field or address, the cause and the remedy. */
+/* Failure detail for people. Everywhere: 0 or a count is success, negative errno is failure; a
+ * td_err accompanies it only where a person must act (checkpoint, configuration, request). The text
+ * names the file, field or address, the cause and the remedy. */
 #ifndef TD_BASE_ERR_H
 #define TD_BASE_ERR_H
 
@@ -12,7 +12,8 @@ typedef struct td_err {
     char text[500]; /* NUL-terminated UTF-8, one line */
 } td_err;
 
-/* Set code and formatted text; err may be NULL. Returns code, so that `return td_err_set(...)` reads well. */
+/* Set code and formatted text; err may be NULL. Returns code, so that `return td_err_set(...)`
+ * reads well. */
 int td_err_set(td_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* Put "<prefix>: " before the existing text. Returns err->code (or 0 when err is NULL). */

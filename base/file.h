@@ -7,8 +7,10 @@
 
 #include "base/err.h"
 
-/* Read a regular file of at most max_bytes; caller frees *ret_data (NUL behind it). -EFBIG, -ENOENT, ... with text. */
-int td_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *ret_len, td_err *reterr_err);
+/* Read a regular file of at most max_bytes; caller frees *ret_data (NUL behind it). -EFBIG,
+ * -ENOENT, ... with text. */
+int td_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *ret_len,
+                 td_err *reterr_err);
 
 /* Map a regular file read-only, O_NOFOLLOW. *ret_data NULL for an empty file. */
 int td_file_map(const char *path, const void **ret_data, size_t *ret_len, td_err *reterr_err);

@@ -36,7 +36,7 @@ static inline void td_list_del(td_list *node)
     td_list_init(node);
 }
 
-#define TD_LIST_ENTRY(node, type, member) ((type *)((char *)(node) - offsetof(type, member)))
+#define TD_LIST_ENTRY(node, type, member) ((type *)((char *)(node)-offsetof(type, member)))
 /* The current node may be removed inside the loop. */
 #define TD_LIST_FOR(it, head)                                                                      \
     for (td_list *it = (head)->next, *it##_next = it->next; it != (head);                          \

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Two hash maps, open addressing, grown at 3/4: u64 -> pointer and bytes -> u64. One thread at a time. */
+/* Two hash maps, open addressing, grown at 3/4: u64 -> pointer and bytes -> u64. One thread at a
+ * time. */
 #ifndef TD_BASE_MAP_H
 #define TD_BASE_MAP_H
 
@@ -19,7 +20,8 @@ void *td_map_get(const td_map *m, uint64_t key);
 int td_map_put(td_map *m, uint64_t key, void *value, void **ret_old);
 /* Remove; returns the value or NULL. */
 void *td_map_del(td_map *m, uint64_t key);
-/* Iterate: *it starts at 0; returns 0 at the end. Deleting the current key while iterating is allowed. */
+/* Iterate: *it starts at 0; returns 0 at the end. Deleting the current key while iterating is
+ * allowed. */
 int td_map_next(const td_map *m, size_t *it, uint64_t *ret_key, void **ret_value);
 
 /* bytes -> u64. Keys are borrowed: they must outlive the map (string table, mapped file, arena). */

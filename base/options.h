@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Options from one table (base/options.def): parsing, help, environment, file, completions and docs come from it.
- * Precedence: command line > environment TANDEM_<SECTION>_<KEY> > INI file > default. An unknown key is an error
- * with the nearest name. */
+/* Options from one table (base/options.def): parsing, help, environment, file, completions and docs
+ * come from it. Precedence: command line > environment TANDEM_<SECTION>_<KEY> > INI file > default.
+ * An unknown key is an error with the nearest name. */
 #ifndef TD_BASE_OPTIONS_H
 #define TD_BASE_OPTIONS_H
 
@@ -22,7 +22,13 @@ enum td_section {
     TD_SEC_SERVE = 64,
 };
 
-typedef enum td_opt_type { TD_OPT_STR, TD_OPT_INT, TD_OPT_BOOL, TD_OPT_NUM, TD_OPT_ENUM } td_opt_type;
+typedef enum td_opt_type {
+    TD_OPT_STR,
+    TD_OPT_INT,
+    TD_OPT_BOOL,
+    TD_OPT_NUM,
+    TD_OPT_ENUM
+} td_opt_type;
 
 typedef enum td_opt {
 #define TD_OPTION(id, sections, name, type, def, min, max, arg, help) TD_OPT_ID_##id,
@@ -31,20 +37,26 @@ typedef enum td_opt {
     TD_OPT_ID_MAX
 } td_opt;
 
-typedef enum td_origin { TD_ORIGIN_DEFAULT, TD_ORIGIN_FILE, TD_ORIGIN_ENV, TD_ORIGIN_CLI } td_origin;
+typedef enum td_origin {
+    TD_ORIGIN_DEFAULT,
+    TD_ORIGIN_FILE,
+    TD_ORIGIN_ENV,
+    TD_ORIGIN_CLI
+} td_origin;
 
 typedef struct td_options {
-    int sections;                       /* which options this command takes */
-    char *value[TD_OPT_ID_MAX];         /* heap; NULL = default */
+    int sections;               /* which options this command takes */
+    char *value[TD_OPT_ID_MAX]; /* heap; NULL = default */
     td_origin origin[TD_OPT_ID_MAX];
-    const char *positional[8];          /* borrowed from argv */
+    const char *positional[8]; /* borrowed from argv */
     int n_positional;
-    int help;                           /* --help, --help all or --help WORD was given */
+    int help; /* --help, --help all or --help WORD was given */
     const char *help_word;
 } td_options;
 
 /* Parse argv (without the command's own name), environment and the INI file (--config, default
- * /etc/tandem/tandem.conf when it exists). 0, -EINVAL, or why the file cannot be read, with text. */
+ * /etc/tandem/tandem.conf when it exists). 0, -EINVAL, or why the file cannot be read, with text.
+ */
 int td_options_parse(td_options *o, int sections, int argc, char **argv, td_err *reterr_err);
 void td_options_done(td_options *o);
 

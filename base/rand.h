@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Philox4x32-10 (Salmon et al. 2011): counter-based, so a draw is a function of (seed, position, choice, purpose). */
+/* Philox4x32-10 (Salmon et al. 2011): counter-based, so a draw is a function of (seed, position,
+ * choice, purpose). */
 #ifndef TD_BASE_RAND_H
 #define TD_BASE_RAND_H
 
@@ -8,7 +9,8 @@
 
 enum td_rand_purpose { TD_RAND_SAMPLE = 0, TD_RAND_SIM = 1, TD_RAND_TEST = 2 };
 
-/* One block: key (2 words), counter (4 words) -> 4 words. Matches the Random123 known-answer vectors. */
+/* One block: key (2 words), counter (4 words) -> 4 words. Matches the Random123 known-answer
+ * vectors. */
 void td_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
 
 /* 64 random bits: key = seed (low word first), counter = (position, choice, purpose, 0). */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bounded single-producer single-consumer ring of pointers with an eventfd: how a worker's threads talk.
- * One thread pushes, one pops; nothing else is shared. Ownership of a pointed-to object moves with it. */
+/* Bounded single-producer single-consumer ring of pointers with an eventfd: how a worker's threads
+ * talk. One thread pushes, one pops; nothing else is shared. Ownership of a pointed-to object moves
+ * with it. */
 #ifndef TD_BASE_RING_H
 #define TD_BASE_RING_H
 
@@ -15,13 +16,15 @@ void td_ring_free(td_ring *r);
 int td_ring_push(td_ring *r, void *item);
 /* Consumer. Next item or NULL when empty. */
 void *td_ring_pop(td_ring *r);
-/* Consumer: descriptor that becomes readable when items arrive after td_ring_clear(). Level-triggered. */
+/* Consumer: descriptor that becomes readable when items arrive after td_ring_clear().
+ * Level-triggered. */
 int td_ring_fd(const td_ring *r);
 /* Consumer: reset the descriptor; pop until NULL after this, or a wake-up is lost. */
 void td_ring_clear(td_ring *r);
 /* Either side: items queued (a moment's view). */
 size_t td_ring_len(const td_ring *r);
-/* Consumer: wait until an item is there or timeout_us passed; spins spin_us first. 1 item, 0 timeout. */
+/* Consumer: wait until an item is there or timeout_us passed; spins spin_us first. 1 item, 0
+ * timeout. */
 int td_ring_wait(td_ring *r, unsigned spin_us, long timeout_us);
 
 #endif

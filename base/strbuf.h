@@ -28,11 +28,14 @@ static inline int td_str_eq(td_str a, const char *z)
 typedef struct td_strbuf {
     char *data; /* never NULL after init */
     size_t len, cap;
-    int failed; /* out of memory or past max_bytes; later appends do nothing */
+    int failed;       /* out of memory or past max_bytes; later appends do nothing */
     size_t max_bytes; /* 0 = no bound */
 } td_strbuf;
 
-#define TD_STRBUF_INIT {.data = (char *)""}
+#define TD_STRBUF_INIT                                                                             \
+    {                                                                                              \
+        .data = (char *)""                                                                         \
+    }
 
 void td_strbuf_init(td_strbuf *b);
 void td_strbuf_done(td_strbuf *b);
@@ -42,9 +45,11 @@ void td_strbuf_add(td_strbuf *b, const void *bytes, size_t n);
 void td_strbuf_adds(td_strbuf *b, const char *z);
 void td_strbuf_addc(td_strbuf *b, char c);
 void td_strbuf_addf(td_strbuf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void td_strbuf_addv(td_strbuf *b, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
+void td_strbuf_addv(td_strbuf *b, const char *fmt, va_list ap)
+    __attribute__((format(printf, 2, 0)));
 void td_strbuf_add_u64(td_strbuf *b, uint64_t v);
-/* JSON string escaping without the quotes; the input must be valid UTF-8 (invalid bytes become U+FFFD). */
+/* JSON string escaping without the quotes; the input must be valid UTF-8 (invalid bytes become
+ * U+FFFD). */
 void td_strbuf_add_json(td_strbuf *b, const char *s, size_t n);
 /* Remove n bytes from the front. */
 void td_strbuf_drop(td_strbuf *b, size_t n);
@@ -53,8 +58,8 @@ char *td_strbuf_take(td_strbuf *b, size_t *ret_len);
 
 /* UTF-8 validity (shortest form, no surrogates, <= U+10FFFF). 1 = valid. */
 int td_utf8_valid(const char *s, size_t n);
-/* Bytes of the longest prefix that is whole characters, i.e. n minus an incomplete tail of a valid string.
- * Invalid bytes count as whole characters of one byte. */
+/* Bytes of the longest prefix that is whole characters, i.e. n minus an incomplete tail of a valid
+ * string. Invalid bytes count as whole characters of one byte. */
 size_t td_utf8_whole(const char *s, size_t n);
 /* Decode one character at s (n > 0). Returns its bytes (1..4), or -EILSEQ. */
 int td_utf8_decode(const char *s, size_t n, uint32_t *ret_cp);

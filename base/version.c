@@ -3,7 +3,8 @@
 
 #include "base/banned.h"
 
-/* TD_VERSION and TD_COMMIT come from CMake, for this file only: a new commit rebuilds nothing else. */
+/* TD_VERSION and TD_COMMIT come from CMake, for this file only: a new commit rebuilds nothing else.
+ */
 const char *td_version(void)
 {
     return TD_VERSION;
