@@ -254,9 +254,8 @@ static void on_down(void *arg, td_session *s, const char *reason)
     if (!w)
         return;
     int orderly = d->draining || d->closing || td_session_is_draining(s);
-    td_log(orderly ? TD_LOG_INFO : TD_LOG_WARN, "worker_down",
-           "worker=%s role=%s reason=\"%s\"", w->name,
-           w->sched.is_decode ? "decode" : "prefill", reason);
+    td_log(orderly ? TD_LOG_INFO : TD_LOG_WARN, "worker_down", "worker=%s role=%s reason=\"%s\"",
+           w->name, w->sched.is_decode ? "decode" : "prefill", reason);
     td_session_set_user(s, NULL);
     td_registry_remove(&d->registry, w);
     if (!d->closing)
