@@ -38,12 +38,14 @@ units_are_closed() {
     have systemd-analyze || { echo "SKIP units_are_closed: systemd-analyze is not installed (Debian: systemd)"; return; }
     local u limit
     for u in "$deploy"/systemd/*.service; do
-        case $u in */tandem-router.service) limit=10 ;; *) limit=4 ;; esac
+        case $u in */tandem-router.service) limit=11 ;; *) limit=4 ;; esac
         systemd-analyze security --offline=yes --no-pager --threshold=$limit "$u" >"$tmp/out" 2>&1 ||
             fail units_are_closed "$(basename "$u"): $(tail -1 "$tmp/out")"
+        # without it libzmq's first thread dies of SIGSYS: seen under a real systemd, which no test here can start
+        grep -q '^SystemCallFilter=.*sched_setscheduler' "$u" || fail units_are_closed "$(basename "$u"): libzmq cannot start"
     done
     grep -v -E '^(Protect|Private|Restrict|System|Capa)' "$deploy/systemd/tandem-router.service" >"$tmp/open.service"
-    ! systemd-analyze security --offline=yes --no-pager --threshold=10 "$tmp/open.service" >/dev/null 2>&1 ||
+    ! systemd-analyze security --offline=yes --no-pager --threshold=11 "$tmp/open.service" >/dev/null 2>&1 ||
         fail units_are_closed "an open unit passed"
 }
 
