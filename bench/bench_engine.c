@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_engine DIR [THREADS [ACT]]: tokens per second of the engine alone, prefill by chunk and decode by batch.
- * Prints a table; medians of several runs. */
+/* bench_engine DIR [THREADS [ACT]]: tokens per second of the engine alone, prefill by chunk and
+ * decode by batch. Prints a table; medians of several runs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,6 @@
 #include "engine/engine.h"
 
 enum { RUNS = 5, CONTEXT = 512, STEPS = 64, BATCH_MAX = 16 };
-
 
 static void die(const char *what, const td_err *err)
 {
@@ -108,8 +107,8 @@ static int by_wall(const void *a, const void *b)
 static void print(const char *what, uint32_t a, const char *at, uint32_t b, rate *v)
 {
     qsort(v, RUNS, sizeof *v, by_wall);
-    printf("%-8s %4u %s %4u  %9.0f tok/s  (%.0f..%.0f)  %9.0f per CPU second\n", what, a, at, b, v[RUNS / 2].wall, v[0].wall,
-           v[RUNS - 1].wall, v[RUNS / 2].cpu);
+    printf("%-8s %4u %s %4u  %9.0f tok/s  (%.0f..%.0f)  %9.0f per CPU second\n", what, a, at, b,
+           v[RUNS / 2].wall, v[0].wall, v[RUNS - 1].wall, v[RUNS / 2].cpu);
 }
 
 int main(int argc, char **argv)
@@ -128,13 +127,15 @@ int main(int argc, char **argv)
     if (td_model_open(argv[1], &o, &m, &err) < 0)
         die(argv[1], &err);
     double load_ms = (double)(td_now_us() - start) / 1000.0;
-    td_engine_limits limits = {.max_rows = CONTEXT, .max_seqs = BATCH_MAX, .kv_bytes = 256ull << 20};
+    td_engine_limits limits = {
+        .max_rows = CONTEXT, .max_seqs = BATCH_MAX, .kv_bytes = 256ull << 20};
     if (td_engine_open(m, &limits, &e, &err) < 0)
         die("engine", &err);
     const td_model_info *info = td_model_get_info(m);
-    uint32_t context = info->max_context < CONTEXT + STEPS + 2 ? info->max_context - STEPS - 2 : CONTEXT;
-    printf("model %s  threads %u  act %s  load %.0f ms  weights %.1f MB\n", argv[1], o.n_threads, td_dtype_name(act), load_ms,
-           (double)info->weight_bytes / 1e6);
+    uint32_t context =
+        info->max_context < CONTEXT + STEPS + 2 ? info->max_context - STEPS - 2 : CONTEXT;
+    printf("model %s  threads %u  act %s  load %.0f ms  weights %.1f MB\n", argv[1], o.n_threads,
+           td_dtype_name(act), load_ms, (double)info->weight_bytes / 1e6);
     rate v[RUNS];
     for (uint32_t chunk = 16; chunk <= context; chunk *= 4) {
         for (int i = 0; i < RUNS; i++)

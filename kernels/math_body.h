@@ -19,7 +19,7 @@ TD_BODY_TARGET static inline float TD_BODY(exp1)(float x)
     p = __builtin_fmaf(p, r, 4.1665795894e-2f);
     p = __builtin_fmaf(p, r, 1.6666665459e-1f);
     p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p, r * r, r + 1.0f);
+    p = __builtin_fmaf(p, r * r, r) + 1.0f;
     /* two steps of scaling: 2^128 has no f32, 2^-127 would be denormal */
     uint32_t bits;
     __builtin_memcpy(&bits, &t, 4);

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Guards mla_write, attend_mla, gqa_write, attend_gqa: right against float64 over scattered blocks
+ * with several sequences, across tile and split borders, with and without a selection; the absorbed
+ * form equals the expanded one; scores of very unequal size neither overflow nor lose the small
+ * ones. */
+#include "tests/kernels/kernels_util.h"
+
+#include "kernels/math.h"
+
+static const td_backend *const be = &td_backend_ref;
+
+enum { H = 3, C = 24, N = 10, R = 8, ROW = C + R, LEN = 700, BLOCKS = 2 * (LEN / 64 + 1) };
+
+typedef struct world {
+    td_queue *q;
+    td_step st;
+    uint32_t positions[8], seq_of[8], tables[2][LEN / 64 + 1];
+    uint64_t layer_offset;
+} world;
+
+/* Two sequences whose blocks lie interleaved in reverse order, behind an offset. */
+static void build(world *w, td_dtype kv, uint32_t threads, size_t row_bytes)
+{
+    *w = (world){.q = open_queue(TD_F32, threads), .layer_offset = 128};
+    for (uint32_t b = 0; b <= LEN / 64; b++)
+        for (uint32_t s = 0; s < 2; s++)
+            w->tables[s][b] = BLOCKS - 1 - 2 * b - s;
+    w->st = (td_step){.n_seqs = 2,
+                      .max_context = LEN,
+                      .positions = w->positions,
+                      .seq_of = w->seq_of,
+                      .tables = w->tables[0],
+                      .table_stride = LEN / 64 + 1,
+                      .block_bytes = 64 * row_bytes + 256};
+    w->st.kv_base = (uint8_t *)floats(BLOCKS * w->st.block_bytes / 4);
+}
+
+static float *angles(world *w, uint32_t n, uint32_t pairs)
+{
+    float *cs = floats(2ul * n * pairs), freq[64];
+    td_rope_freqs(1e4, 2 * pairs, freq);
+    for (uint32_t t = 0; t < n; t++)
+        td_rope_row(freq, pairs, w->positions[t], cs + t * pairs, cs + (n + t) * pairs);
+    w->st.rope_cos = cs;
+    w->st.rope_sin = cs + n * pairs;
+    return cs;
+}
+
+static double rotate(const float *x, uint32_t i, int interleave, uint32_t dims, uint32_t pos)
+{
+    uint32_t half = dims / 2, pair = interleave ? i / 2 : i % half,
+             second = interleave ? i % 2 : i / half;
+    double a = (double)x[interleave ? 2 * pair : pair],
+           b = (double)x[interleave ? 2 * pair + 1 : pair + half];
+    double angle = pos * pow(1e4, -2.0 * pair / dims);
+    return second ? b * cos(angle) + a * sin(angle) : a * cos(angle) - b * sin(angle);
+}
+
+static void mla_write_matches_float64(void **state)
+{
+    for (td_dtype kv = TD_F32; kv <= TD_BF16; kv++)
+        for (int interleave = 0; interleave < 2; interleave++) {
+            world w;
+            build(&w, kv, 1, ROW * td_dtype_bytes(kv));
+            enum { T = 3 };
+            uint32_t pos[T] = {0, 63, 64};
+            memcpy(w.positions, pos, sizeof pos);
+            w.seq_of[2] = 1;
+            w.st.n_rows = T;
+            angles(&w, T, R / 2);
+            float *kv_a = random_floats(T * ROW, 0), *g = random_floats(C, 0),
+                  *q = random_floats(T * H * (N + R), 0), *old = floats(T * H * (N + R));
+            memcpy(old, q, T * H * (N + R) * sizeof *q);
+            td_tensor *norm = vector(g, C);
+            td_mla_write a = {.kv_a = kv_a,
+                              .norm = norm,
+                              .eps = 1e-6f,
+                              .q = q,
+                              .n_heads = H,
+                              .latent = C,
+                              .nope = N,
+                              .rope = {interleave, R},
+                              .kv = kv,
+                              .layer_offset = w.layer_offset};
+            be->mla_write(w.q, &w.st, &a);
+            double tol = kv == TD_BF16 ? 0.005 : 3e-6;
+            for (uint32_t t = 0; t < T; t++) {
+                const uint8_t *row = w.st.kv_base +
+                                     w.tables[w.seq_of[t]][pos[t] / 64] * w.st.block_bytes +
+                                     w.layer_offset + pos[t] % 64 * ROW * td_dtype_bytes(kv);
+                double ms = 0;
+                for (uint32_t i = 0; i < C; i++)
+                    ms += (double)kv_a[t * ROW + i] * (double)kv_a[t * ROW + i] / C;
+                for (uint32_t i = 0; i < ROW; i++) {
+                    uint32_t u = 0;
+                    memcpy((char *)&u + (kv == TD_BF16 ? 2 : 0), row + i * td_dtype_bytes(kv),
+                           td_dtype_bytes(kv));
+                    float got;
+                    memcpy(&got, &u, 4);
+                    double want = i < C ? (double)kv_a[t * ROW + i] / sqrt(ms + 1e-6) * (double)g[i]
+                                        : rotate(kv_a + t * ROW + C, i - C, interleave, R, pos[t]);
+                    near((double)got, want, tol * (1 + fabs(want)), "row", i);
+                }
+                for (uint32_t i = 0; i < H * (N + R); i++) {
+                    uint32_t at = i % (N + R), base = t * H * (N + R) + i - at;
+                    double want = at < N ? (double)old[base + at]
+                                         : rotate(old + base + N, at - N, interleave, R, pos[t]);
+                    near((double)q[base + at], want, 1e-5, "q", i);
+                }
+            }
+            be->weight_free(norm);
+            be->close(w.q);
+            check_guards();
+        }
+}
+
+/* Fill every row of both sequences; returns [2][LEN][row] as read back. */
+static float *fill_pool(world *w, td_dtype kv, uint32_t row)
+{
+    float *all = random_floats(2ul * LEN * row, 1);
+    for (uint32_t s = 0; s < 2; s++)
+        for (uint32_t p = 0; p < LEN; p++)
+            for (uint32_t i = 0; i < row; i++) {
+                uint8_t *dst = w->st.kv_base + w->tables[s][p / 64] * w->st.block_bytes +
+                               w->layer_offset + (p % 64 * row + i) * td_dtype_bytes(kv);
+                memcpy(dst, (char *)&all[(s * LEN + p) * row + i] + (kv == TD_BF16 ? 2 : 0),
+                       td_dtype_bytes(kv));
+            }
+    return all;
+}
+
+typedef struct exact {
+    const float *q, *keys; /* key of position p at keys + p * stride */
+    uint32_t dims, stride, value_at, value_dims;
+    double scale;
+} exact;
+
+static void softmax_attend(const exact *e, const uint32_t *list, uint32_t n, double *out)
+{
+    double max = -1e300, z = 0;
+    double *s = calloc(n, sizeof *s);
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t d = 0; d < e->dims; d++)
+            s[i] += (double)e->q[d] * (double)e->keys[(size_t)list[i] * e->stride + d];
+        s[i] *= e->scale;
+        max = s[i] > max ? s[i] : max;
+    }
+    memset(out, 0, e->value_dims * sizeof *out);
+    for (uint32_t i = 0; i < n; i++) {
+        double p = exp(s[i] - max);
+        z += p;
+        for (uint32_t d = 0; d < e->value_dims; d++)
+            out[d] += p * (double)e->keys[(size_t)list[i] * e->stride + e->value_at + d];
+    }
+    for (uint32_t d = 0; d < e->value_dims; d++)
+        out[d] /= z;
+    free(s);
+}
+
+static void mla_case(td_dtype kv, uint32_t threads, uint32_t topk, float gain)
+{
+    static const uint32_t pos[] = {0, 62, 63, 64, 511, 512, 513, 699};
+    enum { T = 8 };
+    world w;
+    build(&w, kv, threads, ROW * td_dtype_bytes(kv));
+    float *all = fill_pool(&w, kv, ROW);
+    memcpy(w.positions, pos, sizeof pos);
+    w.seq_of[3] = w.seq_of[7] = 1;
+    w.st.n_rows = T;
+    float *q_lat = random_floats(T * H * C, 0), *q = random_floats(T * H * (N + R), 0),
+          *o = floats(T * H * C), cat[ROW];
+    for (size_t i = 0; i < T * H * C; i++)
+        q_lat[i] *= gain;
+    uint32_t *sel = words(T * (topk ? topk : 1)), *n_sel = words(T), list[LEN];
+    for (uint32_t t = 0; topk && t < T; t++) { /* every third position, the row's own included */
+        uint32_t n = pos[t] + 1 <= topk ? pos[t] + 1 : topk;
+        for (uint32_t i = 0; i < n; i++)
+            sel[t * topk + i] = pos[t] + 1 <= topk ? i : pos[t] + 1 - (n - i);
+        n_sel[t] = n;
+    }
+    td_attend_mla a = {.q_lat = q_lat,
+                       .q = q,
+                       .scale = 0.2f,
+                       .n_heads = H,
+                       .latent = C,
+                       .nope = N,
+                       .rope_dims = R,
+                       .kv = kv,
+                       .layer_offset = w.layer_offset,
+                       .selected = topk ? sel : NULL,
+                       .n_selected = n_sel,
+                       .topk = topk,
+                       .o_lat = o};
+    be->attend_mla(w.q, &w.st, &a);
+    for (uint32_t t = 0; t < T; t++)
+        for (uint32_t h = 0; h < H; h++) {
+            double want[C];
+            memcpy(cat, q_lat + (t * H + h) * C, C * sizeof *cat);
+            memcpy(cat + C, q + (t * H + h) * (N + R) + N, R * sizeof *cat);
+            uint32_t n = topk ? n_sel[t] : pos[t] + 1;
+            for (uint32_t i = 0; i < n; i++)
+                list[i] = topk ? sel[t * topk + i] : i;
+            exact e = {cat, all + (size_t)w.seq_of[t] * LEN * ROW, ROW, ROW, 0, C, (double)0.2f};
+            softmax_attend(&e, list, n, want);
+            for (uint32_t d = 0; d < C; d++)
+                near((double)o[(t * H + h) * C + d], want[d], 2e-6 * (1 + (double)gain), "o_lat",
+                     (t * H + h) * C + d);
+        }
+    be->close(w.q);
+    check_guards();
+}
+
+static void latent_attention_matches_float64(void **state)
+{
+    for (td_dtype kv = TD_F32; kv <= TD_BF16; kv++)
+        for (uint32_t threads = 1; threads <= 3; threads++) {
+            mla_case(kv, threads, 0, 1.0f);
+            mla_case(kv, threads, 100, 1.0f);
+        }
+    mla_case(TD_F32, 1, 0,
+             60.0f); /* one position takes nearly all of the weight, others underflow */
+}
+
+/* (q_nope W_UK c) = (W_UK^T q_nope) c: the absorbed score is the expanded one. */
+static void absorbed_equals_expanded(void **state)
+{
+    enum { K = 40 };
+    float *uk = random_floats(N * C, 0), *qn = random_floats(N, 0), *c = random_floats(K * C, 0),
+          *lat = floats(C);
+    td_tensor *w = NULL;
+    td_weight_src src = {.dtype = TD_F32,
+                         .base = uk,
+                         .n_stride = 1,
+                         .k_stride = C}; /* transposed, as the binder loads it */
+    assert_int_equal(be->weight_new(1, C, N, &w), 0);
+    be->weight_fill(w, 0, 0, C, &src);
+    td_queue *q = open_queue(TD_F32, 1);
+    td_step st = {.n_rows = 1};
+    td_gemm g = {.a = qn,
+                 .a_stride = N,
+                 .a_head = N,
+                 .a_round = 1,
+                 .n_heads = 1,
+                 .epilogue = TD_EPI_F32,
+                 .n_out = 1,
+                 .w = {w},
+                 .out = {lat},
+                 .out_stride = {C},
+                 .out_head = C};
+    be->gemm(q, &st, &g);
+    for (uint32_t p = 0; p < K; p++) {
+        double absorbed = 0, expanded = 0;
+        for (uint32_t d = 0; d < C; d++)
+            absorbed += (double)lat[d] * (double)c[p * C + d];
+        for (uint32_t n = 0; n < N; n++)
+            for (uint32_t d = 0; d < C; d++)
+                expanded += (double)qn[n] * (double)uk[n * C + d] * (double)c[p * C + d];
+        near(absorbed, expanded, 1e-5, "score", p);
+    }
+    be->weight_free(w);
+    be->close(q);
+    check_guards();
+}
+
+static void grouped_attention_matches_float64(void **state)
+{
+    enum { T = 3, HQ = 6, HKV = 2, D = 20, KV_ROW = 2 * HKV * D };
+    static const uint32_t pos[T] = {699, 64, 513};
+    for (td_dtype kv = TD_F32; kv <= TD_BF16; kv++) {
+        world w;
+        build(&w, kv, 2, KV_ROW * td_dtype_bytes(kv));
+        float *all = fill_pool(&w, kv, KV_ROW);
+        memcpy(w.positions, pos, sizeof pos);
+        w.seq_of[1] = 1;
+        w.st.n_rows = T;
+        angles(&w, T, D / 2);
+        float *q = random_floats(T * HQ * D, 0), *k = random_floats(T * HKV * D, 0),
+              *v = random_floats(T * HKV * D, 0), *g = random_floats(D, 0), *o = floats(T * HQ * D);
+        float *raw = floats(T * HQ * D);
+        memcpy(raw, q, T * HQ * D * sizeof *q);
+        td_tensor *norm = vector(g, D);
+        td_gqa_write wr = {.q = q,
+                           .k = k,
+                           .v = v,
+                           .q_norm = norm,
+                           .k_norm = norm,
+                           .eps = 1e-6f,
+                           .n_heads = HQ,
+                           .n_kv_heads = HKV,
+                           .dims = D,
+                           .rope = {0, D},
+                           .kv = kv,
+                           .layer_offset = w.layer_offset};
+        be->gqa_write(w.q, &w.st, &wr);
+        for (uint32_t t = 0; t < T; t++)
+            for (uint32_t h = 0; h < HQ; h++) { /* q: norm, then half-split rope */
+                float normed[D];
+                double ms = 0;
+                for (uint32_t i = 0; i < D; i++)
+                    ms += (double)raw[(t * HQ + h) * D + i] * (double)raw[(t * HQ + h) * D + i] / D;
+                for (uint32_t i = 0; i < D; i++)
+                    normed[i] =
+                        (float)((double)raw[(t * HQ + h) * D + i] / sqrt(ms + 1e-6) * (double)g[i]);
+                for (uint32_t i = 0; i < D; i++)
+                    near((double)q[(t * HQ + h) * D + i], rotate(normed, i, 0, D, pos[t]), 2e-4,
+                         "q", i);
+            }
+        for (uint32_t t = 0; t < T;
+             t++) /* what was written is part of what is attended: read it back */
+            for (uint32_t i = 0; i < KV_ROW; i++) {
+                const uint8_t *src =
+                    w.st.kv_base + w.tables[w.seq_of[t]][pos[t] / 64] * w.st.block_bytes +
+                    w.layer_offset + (pos[t] % 64 * KV_ROW + i) * td_dtype_bytes(kv);
+                float *dst = &all[((size_t)w.seq_of[t] * LEN + pos[t]) * KV_ROW + i];
+                *dst = 0.0f;
+                memcpy((char *)dst + (kv == TD_BF16 ? 2 : 0), src, td_dtype_bytes(kv));
+                if (i >= HKV * D)
+                    assert_true(*dst == rounded(kv, v[t * HKV * D + i - HKV * D]));
+            }
+        td_attend_gqa a = {.q = q,
+                           .scale = 0.3f,
+                           .n_heads = HQ,
+                           .n_kv_heads = HKV,
+                           .dims = D,
+                           .kv = kv,
+                           .layer_offset = w.layer_offset,
+                           .o = o};
+        be->attend_gqa(w.q, &w.st, &a);
+        uint32_t list[LEN];
+        for (uint32_t i = 0; i < LEN; i++)
+            list[i] = i;
+        for (uint32_t t = 0; t < T; t++)
+            for (uint32_t h = 0; h < HQ; h++) {
+                double want[D];
+                exact e = {q + (t * HQ + h) * D,
+                           all + (size_t)w.seq_of[t] * LEN * KV_ROW + h / (HQ / HKV) * D,
+                           D,
+                           KV_ROW,
+                           HKV * D,
+                           D,
+                           (double)0.3f};
+                softmax_attend(&e, list, pos[t] + 1, want);
+                for (uint32_t d = 0; d < D; d++)
+                    near((double)o[(t * HQ + h) * D + d], want[d], 4e-6, "o", (t * HQ + h) * D + d);
+            }
+        be->weight_free(norm);
+        be->close(w.q);
+        check_guards();
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(mla_write_matches_float64),
+        cmocka_unit_test(latent_attention_matches_float64),
+        cmocka_unit_test(absorbed_equals_expanded),
+        cmocka_unit_test(grouped_attention_matches_float64),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
