@@ -887,6 +887,30 @@ static void test_silence(void **state)
     world_free(w);
 }
 
+/* Promise: a frame above the limit costs its sender the connection, and nobody else anything. */
+static void test_peer_oversized(void **state)
+{
+    world *w = world_new();
+    open_side(w, &w->a, 0);
+    raw k, other;
+    raw_up(w, &k);
+    raw_up(w, &other);
+    size_t n = (16 << 20) + (1 << 17);
+    uint8_t *big = calloc(1, n + TD_PREAMBLE_BYTES);
+    assert_non_null(big);
+    pack_call(&k, big, &(size_t){0});
+    raw_send(&k, big, TD_PREAMBLE_BYTES, n);
+    free(big);
+    idle(w, 30000);
+    raw_expect_echo(w, &other);
+    td_rpc_stats st;
+    td_rpc_get_stats(w->a.rpc, &st);
+    assert_true(st.bytes_in < n);
+    raw_close(&other);
+    raw_close(&k);
+    world_free(w);
+}
+
 /* ---- endpoints ---- */
 
 /* Promise: wildcard, names, beyond loopback, long and relative paths are refused, each with its
@@ -968,6 +992,7 @@ int main(void)
         cmocka_unit_test(test_cut_hello),
         cmocka_unit_test(test_second_hello),
         cmocka_unit_test(test_silence),
+        cmocka_unit_test(test_peer_oversized),
         cmocka_unit_test(test_endpoints),
         cmocka_unit_test(test_bind_twice),
     };
