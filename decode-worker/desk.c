@@ -443,42 +443,51 @@ static void flush_dirty(td_decode_desk *d)
         end(d, TD_LIST_ENTRY(done.next, td_decode_job, dirty_node));
 }
 
+static void take_step(td_decode_desk *d, td_decode_step *s)
+{
+    d->step = s->step;
+    for (uint32_t i = 0; i < s->n; i++)
+        add_token(d, &s->tokens[i]);
+    free(s);
+}
+
+static void take(td_decode_desk *d, td_msg *m)
+{
+    td_decode_job *j = m->kind == TD_DECODE_COMMITTED || m->kind == TD_DECODE_END
+                           ? ((td_decode_msg_of *)m)->job
+                           : NULL;
+    switch (m->kind) {
+    case TD_DECODE_TICKET:
+        send_ticket(d, ((td_decode_msg_of *)m)->job);
+        break;
+    case TD_DECODE_STEP:
+        take_step(d, (td_decode_step *)m);
+        break;
+    case TD_DECODE_COMMITTED:
+        j->say_committed = 1;
+        mark(d, j);
+        break;
+    case TD_DECODE_END:
+        j->ended = 1;
+        mark(d, j);
+        break;
+    case TD_DECODE_FLUSH:
+        flushed((td_decode_flush *)m);
+        break;
+    case TD_DECODE_DEAD:
+        d->on_dead(d->arg);
+        break;
+    default:
+        break;
+    }
+}
+
 void td_decode_desk_turn(td_decode_desk *d)
 {
     td_msg *m;
     td_ring_clear(d->from_lane);
-    while ((m = td_ring_pop(d->from_lane))) {
-        td_decode_job *j = ((td_decode_msg_of *)m)->job;
-        switch (m->kind) {
-        case TD_DECODE_TICKET:
-            send_ticket(d, j);
-            break;
-        case TD_DECODE_COMMITTED:
-            j->say_committed = 1;
-            mark(d, j);
-            break;
-        case TD_DECODE_STEP: {
-            td_decode_step *s = (td_decode_step *)m;
-            d->step = s->step;
-            for (uint32_t i = 0; i < s->n; i++)
-                add_token(d, &s->tokens[i]);
-            free(s);
-            break;
-        }
-        case TD_DECODE_END:
-            j->ended = 1;
-            mark(d, j);
-            break;
-        case TD_DECODE_FLUSH:
-            flushed((td_decode_flush *)m);
-            break;
-        case TD_DECODE_DEAD:
-            d->on_dead(d->arg);
-            break;
-        default:
-            break;
-        }
-    }
+    while ((m = td_ring_pop(d->from_lane)))
+        take(d, m);
     flush_dirty(d);
 }
 

@@ -350,7 +350,7 @@ static int open_rpc(worker *w, td_err *err)
 
 static int start(worker *w, td_err *err)
 {
-    td_service_ops ops = {.drain = on_drain, .stop = on_stop, .healthy = is_healthy};
+    static const td_service_ops ops = {.drain = on_drain, .stop = on_stop, .healthy = is_healthy};
     td_random_bytes(w->epoch, sizeof w->epoch);
     int r = td_loop_new(&w->loop);
     if (r == 0)

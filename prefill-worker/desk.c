@@ -331,24 +331,34 @@ static void end(td_prefill_desk *d, td_job *j)
     job_free(d, j);
 }
 
+/* The first tokens leave before the blocks have arrived; the STATUS follows when they have. */
+static void reply(td_prefill_desk *d, td_job *j)
+{
+    int r = send_reply(j);
+    if (r < 0 && r != -ECANCELED)
+        cancel(d, j, td_code_from_errno(r));
+}
+
 void td_prefill_desk_turn(td_prefill_desk *d)
 {
     td_msg *m;
     td_ring_clear(d->from_lane);
     while ((m = td_ring_pop(d->from_lane))) {
-        td_job *j = ((td_job_msg_of *)m)->job;
-        if (m->kind == TD_JOB_REPLY) {
-            /* The first tokens leave before the blocks have arrived; the STATUS follows when they
-             * have. */
-            int r = send_reply(j);
-            if (r < 0 && r != -ECANCELED)
-                cancel(d, j, td_code_from_errno(r));
-        } else if (m->kind == TD_JOB_END) {
-            end(d, j);
-        } else if (m->kind == TD_JOB_FLUSH) {
+        switch (m->kind) {
+        case TD_JOB_REPLY:
+            reply(d, ((td_job_msg_of *)m)->job);
+            break;
+        case TD_JOB_END:
+            end(d, ((td_job_msg_of *)m)->job);
+            break;
+        case TD_JOB_FLUSH:
             flushed((td_flush *)m);
-        } else if (m->kind == TD_JOB_DEAD) {
+            break;
+        case TD_JOB_DEAD:
             d->on_dead(d->arg);
+            break;
+        default:
+            break;
         }
     }
 }

@@ -109,19 +109,18 @@ static void take(td_prefill_mover *m)
     td_msg *msg;
     td_ring_clear(m->c.from_lane);
     while ((msg = td_ring_pop(m->c.from_lane))) {
-        td_job *j = ((td_job_msg_of *)msg)->job;
         switch (msg->kind) {
         case TD_JOB_OPEN:
-            open_push(m, j);
+            open_push(m, ((td_job_msg_of *)msg)->job);
             break;
         case TD_JOB_ADD:
             add(m, (td_job_add *)msg);
             break;
         case TD_JOB_COMMIT:
-            commit(m, j);
+            commit(m, ((td_job_msg_of *)msg)->job);
             break;
         case TD_JOB_DROP:
-            drop(m, j);
+            drop(m, ((td_job_msg_of *)msg)->job);
             break;
         default:
             break;
