@@ -60,6 +60,13 @@ static void free_blocks(td_decode_lane *l, td_decode_job *j)
     j->blocks = NULL;
 }
 
+/* Before a message leaves: who has heard of a ticket or an end sees it in the load too. */
+static void note_blocks(td_decode_lane *l)
+{
+    atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
+    atomic_store_explicit(&l->c.load->kv_reserved, l->n_reserved, memory_order_relaxed);
+}
+
 static void finish(td_decode_lane *l, td_decode_job *j)
 {
     if (j->granted || j->running)
@@ -67,6 +74,7 @@ static void finish(td_decode_lane *l, td_decode_job *j)
     free_blocks(l, j);
     td_list_del(&j->lane_node);
     l->n_jobs--;
+    note_blocks(l);
     td_push_wait(l->c.to_loop, &j->end);
 }
 
@@ -229,6 +237,7 @@ static void arrive(td_decode_lane *l, td_decode_job *j)
     td_random_bytes(j->ticket_id, sizeof j->ticket_id);
     l->n_admitted += n_choices(j);
     l->n_reserved += n_waiting_blocks(j);
+    note_blocks(l);
     td_push_wait(l->c.to_mover, &j->grant);
     td_push_wait(l->c.to_loop, &j->ticket);
 }
@@ -431,8 +440,7 @@ static void *lane_main(void *arg)
         uint32_t n = td_decode_plan(&l->c.policy, look(l), &l->cursor, l->picks);
         if (n > 0)
             run_step(l, n);
-        atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
-        atomic_store_explicit(&l->c.load->kv_reserved, l->n_reserved, memory_order_relaxed);
+        note_blocks(l);
         if (n > 0)
             continue;
         if (atomic_load(&l->stop) && l->n_jobs == 0)

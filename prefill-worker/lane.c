@@ -52,6 +52,7 @@ static void finish(td_prefill_lane *l, td_job *j)
     free_seqs(j);
     td_list_del(&j->lane_node);
     l->n_jobs--;
+    atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
     td_push_wait(l->c.to_loop, &j->end);
 }
 

@@ -231,11 +231,12 @@ static void cluster_close(cluster *c)
 static void take_run(request *r, const Tandem__V1__TokenRun *m, uint32_t from)
 {
     uint32_t n = (uint32_t)(m->ids.len / 4);
-    if (m->choice >= CHOICES || m->index + n > TOKENS_MAX || m->index < from) {
+    if (m->choice >= CHOICES || m->index < from ||
+        (m->index + n > TOKENS_MAX && r->max_tokens <= TOKENS_MAX)) {
         r->broken = 1;
         return;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n && m->index + i < TOKENS_MAX; i++) {
         token *t = &r->tokens[m->choice][m->index + i];
         memcpy(&t->id, m->ids.data + i * 4, 4);
         if (m->has_logprobs)
