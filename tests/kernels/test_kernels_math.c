@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Guards rule 9 of the numerics: own exp, sin, cos, log are accurate, and the copy compiled for FMA
  * instructions gives the bits of the portable one. Includes the source to reach both. */
-#include "kernels/math.c"
-
-#undef TD_BANNED
 #include "tests/kernels/kernels_util.h"
+
+#include "kernels/math.c"
 
 static double ulp_of(float f)
 {
