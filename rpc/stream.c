@@ -309,6 +309,12 @@ static void recv_goaway(td_streams *s, const td_stream_frame *f, td_stream_out *
 static int recv_session(td_streams *s, const td_stream_frame *f, td_stream_out *out)
 {
     int dropped = f->type == TD_FRAME_BATCH ? -ESTALE : 0;
+    /* "unknown session": who says so has forgotten our numbers too, and says nothing else any more.
+     * Were it dropped as a late frame, its coming would still pass for a sign of life, for ever. */
+    if (f->type == TD_FRAME_STATUS && !f->malformed) {
+        set_down(s, TD_DOWN_GOAWAY, TD_UNAVAILABLE);
+        return 0;
+    }
     if (f->sequence != s->recv_seq) {
         if (f->sequence < s->recv_seq)
             s->stats.late++;
@@ -333,9 +339,6 @@ static int recv_session(td_streams *s, const td_stream_frame *f, td_stream_out *
         break;
     case TD_FRAME_GOAWAY:
         recv_goaway(s, f, out);
-        break;
-    case TD_FRAME_STATUS: /* "unknown session", "refused": the text is the shell's */
-        set_down(s, TD_DOWN_GOAWAY, TD_UNAVAILABLE);
         break;
     default:
         if (f->ignorable)

@@ -450,6 +450,8 @@ static void check_idle(sim *s)
         const sim_worker *w = &s->workers[i];
         if (!w->up || !w->conn || !w->conn->streams[SIM_WORKER_END])
             sim_fail(s, "worker %u has not come back", i);
+        else if (!w->conn->streams[SIM_ROUTER_END] || !sim_router_serves(s, w->conn))
+            sim_fail(s, "worker %u believes in a session that the router has forgotten", i);
         else if (w->pool.n_free != w->pool.n)
             sim_fail(s, "worker %u: %u of %u blocks are free at the end", i, w->pool.n_free,
                      w->pool.n);

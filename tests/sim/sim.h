@@ -415,6 +415,8 @@ void sim_router_event(sim *s, sim_gen *g, const td_life_event *ev);
 int sim_router_hello(sim *s, sim_conn *c);
 void sim_router_down(sim *s, sim_conn *c, td_down why);
 void sim_router_goaway(sim *s, sim_conn *c);
+/* 1: the worker behind it gets requests. */
+int sim_router_serves(sim *s, const sim_conn *c);
 void sim_router_data(sim *s, sim_conn *c, uint64_t stream, sim_leg *leg, const sim_body *b);
 void sim_router_status(sim *s, sim_conn *c, sim_leg *leg, uint32_t code, const sim_body *b);
 void sim_router_load(sim *s, sim_conn *c, const sim_body *b);

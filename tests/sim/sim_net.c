@@ -270,8 +270,11 @@ void sim_conn_lost(sim *s, sim_conn *c, int end)
 static void on_reset(sim *s, sim_event *e)
 {
     sim_conn *c = e->p;
+    td_stream_event ev = {
+        .type = TD_EV_RECV,
+        .frame = {.type = TD_FRAME_STATUS, .session = c->number, .code = TD_UNAVAILABLE}};
     if (is_alive(s, c) && !put_off(s, worker_of(s, c), e))
-        sim_conn_lost(s, c, SIM_WORKER_END);
+        sim_step(s, c, SIM_WORKER_END, &ev, NULL);
 }
 
 static void deliver_batch(sim *s, packet *p)

@@ -119,6 +119,12 @@ void sim_router_down(sim *s, sim_conn *c, td_down why)
     on_workers_changed(s);
 }
 
+int sim_router_serves(sim *s, const sim_conn *c)
+{
+    const sim_peer *p = peer_of(s, c);
+    return p && p->sched.ready && !p->sched.draining;
+}
+
 void sim_router_goaway(sim *s, sim_conn *c)
 {
     sim_peer *p = peer_of(s, c);
