@@ -244,6 +244,16 @@ static void prefill_is_killed(void **state)
     wait_for(2, 2);
 }
 
+/* P1 stops with prompts in hand: silence moves them too */
+static void prefill_is_frozen(void **state)
+{
+    disturbed(1, P1, SIGSTOP);
+    kill(pids[P1], SIGCONT);
+    wait_for(2, 2);
+    run_all(got);
+    must_be_equal();
+}
+
 /* D1 stops for longer than the router waits, and wakes up when its streams are elsewhere: what it
  * then says is of the past */
 static void decode_is_frozen(void **state)
@@ -311,6 +321,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decode_is_killed),
         cmocka_unit_test(prefill_is_killed),
+        cmocka_unit_test(prefill_is_frozen),
         cmocka_unit_test(decode_is_frozen),
         cmocka_unit_test(decode_leaves),
     };
