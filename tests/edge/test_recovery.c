@@ -319,10 +319,8 @@ static int close_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decode_is_killed),
-        cmocka_unit_test(prefill_is_killed),
-        cmocka_unit_test(prefill_is_frozen),
-        cmocka_unit_test(decode_is_frozen),
+        cmocka_unit_test(decode_is_killed),  cmocka_unit_test(prefill_is_killed),
+        cmocka_unit_test(prefill_is_frozen), cmocka_unit_test(decode_is_frozen),
         cmocka_unit_test(decode_leaves),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
