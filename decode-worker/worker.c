@@ -38,7 +38,8 @@ typedef struct worker {
     td_timer *stuck;
     td_http_server *http;
     td_metrics *metrics;
-    td_gauge *g_running, *g_waiting, *g_free, *g_reserved, *g_tokens, *g_bytes, *g_up;
+    td_gauge *g_running, *g_waiting, *g_free, *g_reserved, *g_up;
+    td_counter *c_tokens, *c_bytes;
     uint8_t epoch[16];
     int cores[CORES_MAX];
     uint32_t n_cores;
@@ -128,7 +129,13 @@ static void on_after(void *arg)
 
 /* ---- metrics ---- */
 
-static void update_gauges(worker *w)
+/* The lane and the mover count; the registry follows. */
+static void follow(td_counter *c, uint64_t v)
+{
+    td_counter_add(c, v - td_counter_get(c));
+}
+
+static void update_metrics(worker *w)
 {
     td_host_load *l = &w->host.load;
     const td_receive_stats *s = td_decode_mover_stats(w->mover);
@@ -136,8 +143,8 @@ static void update_gauges(worker *w)
     td_gauge_set(w->g_waiting, atomic_load(&l->waiting));
     td_gauge_set(w->g_free, atomic_load(&l->kv_free));
     td_gauge_set(w->g_reserved, atomic_load(&l->kv_reserved));
-    td_gauge_set(w->g_tokens, (double)atomic_load(&l->tokens_total));
-    td_gauge_set(w->g_bytes, (double)atomic_load(&s->bytes));
+    follow(w->c_tokens, atomic_load(&l->tokens_total));
+    follow(w->c_bytes, atomic_load(&s->bytes));
     td_gauge_set(w->g_up, w->up);
 }
 
@@ -159,7 +166,7 @@ static void on_request(void *arg, td_http_req *req)
     td_http_header type = {"Content-Type", "text/plain; version=0.0.4; charset=utf-8"};
     int status = 200;
     if (strcmp(td_http_path(req), "/metrics") == 0) {
-        update_gauges(w);
+        update_metrics(w);
         td_metrics_write(w->metrics, &out);
         write_drops(w, &out);
         td_metrics_write_process(&out);
@@ -188,13 +195,13 @@ static int open_metrics(worker *w, td_err *err)
         td_gauge_new(m, "decode_waiting", "", "Tickets whose blocks have not all arrived");
     w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
     w->g_reserved = td_gauge_new(m, "kv_reserved_blocks", "", "KV blocks of open tickets");
-    w->g_tokens = td_gauge_new(m, "decode_tokens", "", "Tokens emitted since the start");
-    w->g_bytes = td_gauge_new(m, "kv_received_bytes", "", "KV payload bytes taken since the start");
+    w->c_tokens = td_counter_new(m, "decode_tokens_total", "", "Tokens emitted");
+    w->c_bytes = td_counter_new(m, "kv_received_bytes_total", "", "KV payload bytes taken");
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     w->desk.requests = td_counter_new(m, "decode_requests_total", "", "Reserve calls accepted");
     w->desk.failed = td_counter_new(m, "decode_failed_total", "", "Reserve calls that failed");
-    if (!w->g_running || !w->g_waiting || !w->g_free || !w->g_reserved || !w->g_tokens ||
-        !w->g_bytes || !w->g_up || !w->desk.requests || !w->desk.failed)
+    if (!w->g_running || !w->g_waiting || !w->g_free || !w->g_reserved || !w->c_tokens ||
+        !w->c_bytes || !w->g_up || !w->desk.requests || !w->desk.failed)
         return td_err_set(err, -ENOMEM, "metrics: out of memory");
     td_http_config c = {
         .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};

@@ -38,8 +38,8 @@ typedef struct worker {
     td_timer *stuck;
     td_http_server *http;
     td_metrics *metrics;
-    td_gauge *g_running, *g_waiting, *g_waiting_tokens, *g_free, *g_tokens, *g_bytes, *g_failed,
-        *g_up;
+    td_gauge *g_running, *g_waiting, *g_waiting_tokens, *g_free, *g_up;
+    td_counter *c_tokens, *c_bytes, *c_failed;
     uint8_t epoch[16];
     int cores[CORES_MAX];
     uint32_t n_cores;
@@ -121,7 +121,13 @@ static void on_lane(void *arg, int fd, int events)
 
 /* ---- metrics ---- */
 
-static void update_gauges(worker *w)
+/* The lane and the mover count; the registry follows. */
+static void follow(td_counter *c, uint64_t v)
+{
+    td_counter_add(c, v - td_counter_get(c));
+}
+
+static void update_metrics(worker *w)
 {
     td_host_load *l = &w->host.load;
     const td_push_stats *s = td_prefill_mover_stats(w->mover);
@@ -129,9 +135,9 @@ static void update_gauges(worker *w)
     td_gauge_set(w->g_waiting, atomic_load(&l->waiting));
     td_gauge_set(w->g_waiting_tokens, (double)atomic_load(&l->waiting_tokens));
     td_gauge_set(w->g_free, atomic_load(&l->kv_free));
-    td_gauge_set(w->g_tokens, (double)atomic_load(&l->tokens_total));
-    td_gauge_set(w->g_bytes, (double)atomic_load(&s->bytes));
-    td_gauge_set(w->g_failed, (double)atomic_load(&s->failed));
+    follow(w->c_tokens, atomic_load(&l->tokens_total));
+    follow(w->c_bytes, atomic_load(&s->bytes));
+    follow(w->c_failed, atomic_load(&s->failed));
     td_gauge_set(w->g_up, w->up);
 }
 
@@ -153,7 +159,7 @@ static void on_request(void *arg, td_http_req *req)
     td_http_header type = {"Content-Type", "text/plain; version=0.0.4; charset=utf-8"};
     int status = 200;
     if (strcmp(td_http_path(req), "/metrics") == 0) {
-        update_gauges(w);
+        update_metrics(w);
         td_metrics_write(w->metrics, &out);
         write_drops(w, &out);
         td_metrics_write_process(&out);
@@ -182,14 +188,14 @@ static int open_metrics(worker *w, td_err *err)
     w->g_waiting_tokens =
         td_gauge_new(m, "prefill_waiting_tokens", "", "Prompt tokens not computed yet");
     w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
-    w->g_tokens = td_gauge_new(m, "prefill_tokens", "", "Prompt tokens computed since the start");
-    w->g_bytes = td_gauge_new(m, "kv_sent_bytes", "", "KV payload bytes sent since the start");
-    w->g_failed = td_gauge_new(m, "kv_pushes_failed", "", "Handoffs that failed since the start");
+    w->c_tokens = td_counter_new(m, "prefill_tokens_total", "", "Prompt tokens computed");
+    w->c_bytes = td_counter_new(m, "kv_sent_bytes_total", "", "KV payload bytes sent");
+    w->c_failed = td_counter_new(m, "kv_pushes_failed_total", "", "Handoffs that failed");
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     w->desk.requests = td_counter_new(m, "prefill_requests_total", "", "Prefill calls accepted");
     w->desk.failed = td_counter_new(m, "prefill_failed_total", "", "Prefill calls that failed");
-    if (!w->g_running || !w->g_waiting || !w->g_waiting_tokens || !w->g_free || !w->g_tokens ||
-        !w->g_bytes || !w->g_failed || !w->g_up || !w->desk.requests || !w->desk.failed)
+    if (!w->g_running || !w->g_waiting || !w->g_waiting_tokens || !w->g_free || !w->c_tokens ||
+        !w->c_bytes || !w->c_failed || !w->g_up || !w->desk.requests || !w->desk.failed)
         return td_err_set(err, -ENOMEM, "metrics: out of memory");
     td_http_config c = {
         .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};

@@ -53,8 +53,9 @@ typedef struct request {
     uint64_t seed;
     float temperature, repetition_penalty;
     uint8_t prefix_key[32];
-    uint32_t emitted[TOKENS_MAX];
-    uint32_t n_emitted; /* recovery of choice 0 */
+    uint32_t emitted[CHOICES][TOKENS_MAX],
+        n_emitted[CHOICES]; /* recovery: of the unfinished choices */
+    int want_prompt;        /* prompt logprobs */
     uint64_t timeout_us;
     /* test hooks */
     void (*on_ticket)(struct request *r,
@@ -66,9 +67,11 @@ typedef struct request {
     uint32_t code[2];
     char why[2][200];
     token tokens[CHOICES][TOKENS_MAX];
-    uint32_t n_tokens[CHOICES];
+    uint32_t n_tokens[CHOICES], n_decoded[CHOICES];
     int finish[CHOICES], committed, broken;
     uint64_t transfer_bytes;
+    float prompt_lp[2048];
+    uint32_t n_prompt_lp;
     uint32_t cached, held, sent_blocks;
     int got_ticket;
 } request;
@@ -228,11 +231,10 @@ static void cluster_close(cluster *c)
 
 /* ---- requests ---- */
 
-static void take_run(request *r, const Tandem__V1__TokenRun *m, uint32_t from)
+static void take_run(request *r, const Tandem__V1__TokenRun *m)
 {
     uint32_t n = (uint32_t)(m->ids.len / 4);
-    if (m->choice >= CHOICES || m->index < from ||
-        (m->index + n > TOKENS_MAX && r->max_tokens <= TOKENS_MAX)) {
+    if (m->choice >= CHOICES || (m->index + n > TOKENS_MAX && r->max_tokens <= TOKENS_MAX)) {
         r->broken = 1;
         return;
     }
@@ -246,12 +248,21 @@ static void take_run(request *r, const Tandem__V1__TokenRun *m, uint32_t from)
             memcpy(t->top, m->top[i]->logprobs.data, m->top[i]->logprobs.len);
         }
     }
-    if (m->index > 0 && m->index != r->n_tokens[m->choice] && r->n_tokens[m->choice] > 0)
-        r->broken = 1; /* a gap or a token told twice */
     if (m->index + n > r->n_tokens[m->choice])
         r->n_tokens[m->choice] = m->index + n;
     if (m->has_finish)
         r->finish[m->choice] = (int)m->finish;
+}
+
+/* The decode worker's own tokens: from index 1, or behind those emitted before; no gap, none twice.
+ */
+static void take_decoded(request *r, const Tandem__V1__TokenRun *m)
+{
+    uint32_t c = m->choice % CHOICES, from = r->n_emitted[c] ? r->n_emitted[c] : 1;
+    if (m->index != from + r->n_decoded[c])
+        r->broken = 1;
+    r->n_decoded[c] += (uint32_t)(m->ids.len / 4);
+    take_run(r, m);
 }
 
 static void on_status(void *arg, td_call *call, const td_status *s)
@@ -275,9 +286,13 @@ static void on_prefill_data(void *arg, td_call *call, td_str message)
     assert_non_null(m);
     r->cached = m->cached_tokens;
     r->sent_blocks = m->sent_blocks;
+    if (m->prompt && m->prompt->logprobs.len <= sizeof r->prompt_lp) {
+        r->n_prompt_lp = (uint32_t)(m->prompt->logprobs.len / 4);
+        memcpy(r->prompt_lp, m->prompt->logprobs.data, m->prompt->logprobs.len);
+    }
     for (size_t i = 0; i < m->n_first; i++) {
         uint32_t choice = m->first[i]->choice;
-        take_run(r, m->first[i], 0);
+        take_run(r, m->first[i]);
         r->first_seen[choice]++;
     }
     tandem__v1__prefill_reply__free_unpacked(m, NULL);
@@ -303,12 +318,16 @@ static void fill_request(request *r, Tandem__V1__Request *m, Tandem__V1__Samplin
     m->logprobs = 1;
     m->top_logprobs = TOP;
     m->prefix_key = bin(r->prefix_key, 32);
-    if (r->n_emitted) {
-        tandem__v1__emitted__init(e);
-        e->ids = bin(r->emitted, r->n_emitted * 4);
-        list[0] = e;
-        m->n_emitted = 1;
-        m->emitted = list;
+    m->has_prompt_logprobs = 1;
+    m->prompt_logprobs = r->want_prompt;
+    m->emitted = list;
+    for (uint32_t c = 0; c < CHOICES; c++) {
+        if (!r->n_emitted[c])
+            continue;
+        tandem__v1__emitted__init(&e[c]);
+        e[c].choice = c;
+        e[c].ids = bin(r->emitted[c], r->n_emitted[c] * 4);
+        list[m->n_emitted++] = &e[c];
     }
 }
 
@@ -337,9 +356,9 @@ static void start_prefill_call(request *r, Tandem__V1__Ticket *ticket)
 {
     Tandem__V1__Request q;
     Tandem__V1__SamplingParams p;
-    Tandem__V1__Emitted e, *list[1];
+    Tandem__V1__Emitted e[CHOICES], *list[CHOICES];
     Tandem__V1__PrefillRequest m = TANDEM__V1__PREFILL_REQUEST__INIT;
-    fill_request(r, &q, &p, &e, list);
+    fill_request(r, &q, &p, e, list);
     m.request = &q;
     m.attempt = r->attempt;
     m.ticket = ticket;
@@ -369,7 +388,7 @@ static void on_decode_data(void *arg, td_call *call, td_str message)
     if (m->n_runs && !r->committed)
         r->broken = 1;
     for (size_t i = 0; i < m->n_runs; i++)
-        take_run(r, m->runs[i], r->n_emitted ? r->n_emitted : 1);
+        take_decoded(r, m->runs[i]);
     tandem__v1__decode_event__free_unpacked(m, NULL);
 }
 
@@ -377,14 +396,14 @@ static void request_start(cluster *c, request *r)
 {
     Tandem__V1__Request q;
     Tandem__V1__SamplingParams p;
-    Tandem__V1__Emitted e, *list[1];
+    Tandem__V1__Emitted e[CHOICES], *list[CHOICES];
     Tandem__V1__ReserveRequest m = TANDEM__V1__RESERVE_REQUEST__INIT;
     r->c = c;
     if (!r->attempt)
         r->attempt = 1;
     if (!r->n)
         r->n = 1;
-    fill_request(r, &q, &p, &e, list);
+    fill_request(r, &q, &p, e, list);
     m.request = &q;
     m.attempt = r->attempt;
     start_call(r, 1, "tandem.v1.Engine/Reserve", &m.base, (td_call_ops){on_decode_data, on_status});

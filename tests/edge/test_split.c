@@ -255,9 +255,9 @@ static void test_recovery_at_every_token(void **state)
             request *r = fresh(i, (uint8_t)(120 + at % 3));
             reference(r, 0, want[i][0]);
             r->attempt = 2;
-            r->n_emitted = at;
+            r->n_emitted[0] = at;
             for (uint32_t k = 0; k < at; k++)
-                r->emitted[k] = want[i][0][k].id;
+                r->emitted[0][k] = want[i][0][k].id;
             request_start(&cl, r);
             request_wait(&cl, r);
             request_must_succeed(r);
@@ -270,13 +270,80 @@ static void test_recovery_at_every_token(void **state)
      * wrong continuation */
     request *r = fresh(2, 130);
     r->attempt = 2;
-    r->n_emitted = 2;
-    r->emitted[0] = want[2][0][0].id;
-    r->emitted[1] = want[2][0][1].id ^ 1;
+    r->n_emitted[0] = 2;
+    r->emitted[0][0] = want[2][0][0].id;
+    r->emitted[0][1] = want[2][0][1].id ^ 1;
     request_start(&cl, r);
     request_wait(&cl, r);
     assert_int_equal(r->code[1], TD_DATA_LOSS);
     assert_int_equal(r->n_tokens[0], 2); /* the recomputed one, index 1 */
+}
+
+/* n choices, some finished, the others at different places: each goes on as if nothing had
+ * happened. */
+static void test_recovery_of_choices(void **state)
+{
+    (void)state;
+    static const uint32_t which[] = {0, 5, 6},
+                          at[CHOICES] = {1, 0, 9, 4}; /* choice 1 had finished */
+    for (size_t k = 0; k < TD_ARRAY_LEN(which); k++) {
+        uint32_t i = which[k];
+        requests[i].temperature = 0.9f;
+        request *r = fresh(i, (uint8_t)(150 + k));
+        r->n = CHOICES;
+        r->attempt = 2;
+        for (uint32_t c = 0; c < CHOICES; c++) {
+            reference(r, c, want[i][c]);
+            r->n_emitted[c] = at[c];
+            for (uint32_t e = 0; e < at[c]; e++)
+                r->emitted[c][e] = want[i][c][e].id;
+        }
+        request_start(&cl, r);
+        request_wait(&cl, r);
+        request_must_succeed(r);
+        for (uint32_t c = 0; c < CHOICES; c++) {
+            assert_int_equal(r->n_tokens[c], at[c] ? MAX_TOKENS : 0);
+            for (uint32_t e = at[c] ? at[c] - 1 : MAX_TOKENS; e < MAX_TOKENS; e++)
+                assert_memory_equal(&r->tokens[c][e], &want[i][c][e], sizeof(token));
+        }
+    }
+}
+
+/* Prompt log-probabilities come from the prefill worker, which then takes no prefix hit. */
+static void test_prompt_logprobs(void **state)
+{
+    (void)state;
+    td_err err = {0};
+    td_seq *s;
+    td_sample sample;
+    static td_logprob expect[2048];
+    for (uint32_t i = 4; i < N_LENGTHS; i++) {
+        request *r = fresh(i, 160);
+        td_seq_spec spec = {.ids = r->prompt,
+                            .n_ids = r->n_prompt,
+                            .n_prompt = r->n_prompt,
+                            .max_tokens = 1,
+                            .sampling = {.top_p = 1, .repetition_penalty = 1}};
+        if (td_seq_new(engine, &spec, &s, &err) < 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(td_seq_reserve(s, r->n_prompt), 0);
+        td_step_item item = {
+            .seq = s, .n_tokens = (uint32_t)r->n_prompt, .n_samples = 1, .ret_prompt_lp = expect};
+        assert_int_equal(td_engine_step(engine, &item, 1, &sample), 0);
+        td_seq_free(s);
+        for (int again = 0; again < 2; again++) {
+            r = fresh(i, 160);
+            reference(r, 0, want[i][0]);
+            r->want_prompt = 1;
+            request_start(&cl, r);
+            request_wait(&cl, r);
+            must_equal(r, 0, want[i][0], "prompt logprobs");
+            assert_int_equal(r->cached, 0);
+            assert_int_equal(r->n_prompt_lp, r->n_prompt - 1);
+            for (uint32_t k = 0; k < r->n_prompt_lp; k++)
+                assert_memory_equal(&r->prompt_lp[k], &expect[k].logprob, sizeof(float));
+        }
+    }
 }
 
 /* max_tokens 1: nothing is reserved, the prefill worker answers alone. */
@@ -325,6 +392,8 @@ int main(void)
         cmocka_unit_test(test_held_prefix_is_not_sent), /* its workers serve the tests after it */
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_recovery_at_every_token),
+        cmocka_unit_test(test_recovery_of_choices),
+        cmocka_unit_test(test_prompt_logprobs),
         cmocka_unit_test(test_prefill_alone),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -301,7 +301,8 @@ static void test_router_lost(void **state)
     td_session_close(cl.session[1], "test");
     request_wait(&cl, r);
     assert_int_equal(r->code[1], TD_UNAVAILABLE);
-    for (uint64_t end = td_now_us() + 30 * TD_S; !cl.session[1] || td_session_number(cl.session[1]) == before;) {
+    for (uint64_t end = td_now_us() + 30 * TD_S;
+         !cl.session[1] || td_session_number(cl.session[1]) == before;) {
         assert_true(td_now_us() < end);
         cluster_turn(&cl);
     }
