@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The event loop of a service: descriptors, timers, signals; precise clock. One thread owns a loop; only td_loop_wake()
- * and td_loop_stop() may be called from others. A turn = handle every ready event, then run what td_loop_after() asked
- * for. Callbacks may add and delete anything, themselves included, but may not run or free the loop. */
+/* The event loop of a service: descriptors, timers, signals; precise clock. One thread owns a loop;
+ * only td_loop_wake() and td_loop_stop() may be called from others. A turn = handle every ready
+ * event, then run what td_loop_after() asked for. Callbacks may add and delete anything, themselves
+ * included, but may not run or free the loop. */
 #ifndef TD_NET_LOOP_H
 #define TD_NET_LOOP_H
 
@@ -17,8 +18,8 @@ typedef void (*td_timer_fn)(void *arg);
 
 int td_loop_new(td_loop **ret_loop);
 void td_loop_free(td_loop *l);
-/* Run until td_loop_stop(); a stop that came before is honoured by the next run. 0, or -EIO when the kernel's event
- * facility failed. */
+/* Run until td_loop_stop(); a stop that came before is honoured by the next run. 0, or -EIO when
+ * the kernel's event facility failed. */
 int td_loop_run(td_loop *l);
 /* Run whatever is ready, waiting at most timeout_us for the first event (tests, tools). */
 int td_loop_run_once(td_loop *l, uint64_t timeout_us);
@@ -33,19 +34,21 @@ int td_io_add(td_loop *l, int fd, int events, td_io_fn fn, void *arg, td_io **re
 int td_io_set(td_io *io, int events);
 void td_io_del(td_io *io); /* NULL is fine; before the descriptor is closed */
 
-/* Call fn once after delay_us, then every period_us when period_us > 0. Never early; periods that were missed are
- * skipped, not made up for. */
-int td_timer_add(td_loop *l, uint64_t delay_us, uint64_t period_us, td_timer_fn fn, void *arg, td_timer **ret_timer);
+/* Call fn once after delay_us, then every period_us when period_us > 0. Never early; periods that
+ * were missed are skipped, not made up for. */
+int td_timer_add(td_loop *l, uint64_t delay_us, uint64_t period_us, td_timer_fn fn, void *arg,
+                 td_timer **ret_timer);
 void td_timer_set(td_timer *t, uint64_t delay_us); /* re-arm a one-shot */
 void td_timer_stop(td_timer *t);                   /* until the next td_timer_set() */
 void td_timer_del(td_timer *t);                    /* NULL is fine */
 
-/* Call fn on the loop when the process gets signo; replaces an earlier fn, NULL gives the signal back. One loop of the
- * process takes signals. */
+/* Call fn on the loop when the process gets signo; replaces an earlier fn, NULL gives the signal
+ * back. One loop of the process takes signals. */
 int td_signal_add(td_loop *l, int signo, td_timer_fn fn, void *arg);
 
-/* Run fn at the end of the current turn, after all ready events were handled (flush output once per wake-up).
- * Added again while pending: once. The struct is embedded by the caller and must live until it ran or is removed. */
+/* Run fn at the end of the current turn, after all ready events were handled (flush output once per
+ * wake-up). Added again while pending: once. The struct is embedded by the caller and must live
+ * until it ran or is removed. */
 typedef struct td_after {
     void (*fn)(void *arg);
     void *arg;
@@ -55,8 +58,8 @@ typedef struct td_after {
 void td_loop_after(td_loop *l, td_after *a);
 void td_loop_after_del(td_loop *l, td_after *a);
 
-/* Largest delay seen between a timer's due time and its run in the last second, microseconds: a late observer never
- * accuses (architecture, section 5). */
+/* Largest delay seen between a timer's due time and its run in the last second, microseconds: a
+ * late observer never accuses (architecture, section 5). */
 uint64_t td_loop_lag_us(const td_loop *l);
 
 /* The event_base, for net's own files. */
