@@ -23,7 +23,7 @@ static int check_items(const td_engine *e, const td_step_item *items, uint32_t n
         size_t end = s->n_computed + it->n_tokens;
         if (it->n_tokens == 0 || end > s->n_ids || end > s->n_blocks * TD_BLOCK_TOKENS)
             return -EINVAL;
-        if ((it->n_samples || it->want_logits) && end != s->n_ids)
+        if (it->n_samples && end != s->n_ids)
             return -EINVAL;
         rows += it->n_tokens;
     }

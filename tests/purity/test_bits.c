@@ -7,7 +7,7 @@
 
 #include "base/hash.h"
 
-enum { PROMPT = 150, VOCAB = 256 };
+enum { PROMPT = 600, VOCAB = 256 }; /* past one split of 512 ranks */
 
 static void hash_of(const char *dir, td_dtype type, char *line, size_t size, const char *name)
 {
@@ -17,7 +17,7 @@ static void hash_of(const char *dir, td_dtype type, char *line, size_t size, con
     char id[33], hex[33];
     td_hash h;
     test_engine t = test_open((test_setup){
-        .dir = dir, .type = type, .threads = 1, .max_rows = PROMPT, .max_seqs = 1, .n_blocks = 8});
+        .dir = dir, .type = type, .threads = 1, .max_rows = PROMPT, .max_seqs = 1, .n_blocks = 16});
     test_random_ids(42, t.info->vocab_size, ids, PROMPT);
     td_seq *s = test_seq(&t, ids, PROMPT, PROMPT, (td_sampling){0}, 32);
     td_hash_init(&h, NULL, 0, sizeof sum);

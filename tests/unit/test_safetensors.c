@@ -12,7 +12,7 @@
 
 #define ENTRY(name, dtype, shape, a, b)                                                            \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #a "," #b "]" \
-                                                                                               "}"
+    "}"
 
 typedef struct file {
     uint8_t bytes[65536];

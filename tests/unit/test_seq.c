@@ -176,6 +176,21 @@ static void prefix_hits_cover_whole_blocks_and_leave_one_id(void **state)
     td_seq_free(s);
 }
 
+/* Reserved blocks hold nothing yet: nobody may find them. */
+static void only_computed_blocks_are_found(void **state)
+{
+    uint32_t ids[130];
+    td_sample out;
+    test_random_ids(11, 256, ids, 130);
+    td_seq *s = make(good(ids, 130)), *other = make(good(ids, 130));
+    assert_int_equal(td_seq_reserve(s, 130), 0);
+    td_step_item it = {.seq = s, .n_tokens = 100};
+    assert_int_equal(td_engine_step(t.engine, &it, 1, &out), 0);
+    assert_int_equal(td_seq_attach_prefix(other), 64);
+    td_seq_free(other);
+    td_seq_free(s);
+}
+
 static void a_full_pool_says_so_and_changes_nothing(void **state)
 {
     uint32_t ids[1000];
@@ -228,7 +243,8 @@ static void nan_is_an_error(void **state)
     td_step_item it = {.seq = s, .n_tokens = 39};
     assert_int_equal(td_engine_step(t.engine, &it, 1, &out), 0);
     size_t n;
-    memset(td_kv_data(td_engine_pool(t.engine), td_seq_blocks(s, &n)[0]), 0xff, 64 * 80); /* latents of layer 0 */
+    memset(td_kv_data(td_engine_pool(t.engine), td_seq_blocks(s, &n)[0]), 0xff,
+           64 * 80); /* latents of layer 0 */
     it = (td_step_item){.seq = s, .n_tokens = 1, .n_samples = 1};
     assert_int_equal(td_engine_step(t.engine, &it, 1, &out), -EIO);
     td_seq_free(s);
@@ -244,6 +260,7 @@ int main(void)
         cmocka_unit_test(a_sequence_ends_when_it_should),
         cmocka_unit_test(min_tokens_suppresses_eos_and_stops),
         cmocka_unit_test(prefix_hits_cover_whole_blocks_and_leave_one_id),
+        cmocka_unit_test(only_computed_blocks_are_found),
         cmocka_unit_test(a_full_pool_says_so_and_changes_nothing),
         cmocka_unit_test(a_wrong_step_runs_nothing),
         cmocka_unit_test(nan_is_an_error),
