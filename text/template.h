@@ -18,6 +18,8 @@ typedef struct td_template_budget {
     uint64_t max_steps; /* 0 = 2,000,000 */
     uint32_t max_depth; /* 0 = 64 */
     size_t max_output;  /* bytes, 0 = 16 MiB */
+    int64_t now_s; /* what strftime_now() tells: seconds since 1970, in UTC; 0 = the clock, in local
+                      time */
 } td_template_budget;
 
 /* Compile. name stands in error texts with line numbers ("chat_template.jinja:12: unknown filter
