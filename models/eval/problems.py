@@ -270,11 +270,9 @@ def gen_word3(rng, test):
     return gen_word(rng, test, "".join(rng.choice("+-") for _ in range(3)))
 
 
-def word_list(rng, test, kind, low=3, high=6):
+def word_list(rng, test, kind):
     while True:
-        n = rng.choice((3, 3, 3, 4, 4, 5, 6))
-        n = min(max(n, low), high)
-        items = rng.sample(WORDS, n)
+        items = rng.sample(WORDS, rng.choice((3, 3, 3, 4, 4, 5)))
         if held(kind, *items) == test:
             return items
 
@@ -290,41 +288,26 @@ def gen_reverse(rng, test):
 
 def gen_sort(rng, test):
     while True:
-        n = rng.choice((3, 3, 3, 4, 4, 5, 6))
-        items = rng.sample(range(10, 100), n)
+        items = rng.sample(range(10, 100), rng.choice((3, 3, 3, 4, 4, 5)))
         if held("sort", *sorted(items)) == test:
             break
     ask = rng.choice(("Sort these numbers: {}.", "Put these numbers in order: {}.", "Order these numbers: {}.",
                       "Sort from smallest to largest: {}.", "Arrange these numbers: {}.",
                       "Write these numbers in rising order: {}."))
     s = sorted(items)
-    groups = {}
-    for x in s:
-        groups.setdefault(x // 10, []).append(str(x))
-    think = "\n".join(",".join(g) for g in groups.values())
+    think = "\n".join(map(str, s))
     return ask.format(", ".join(map(str, items))), think, ", ".join(map(str, s))
 
 
 def gen_count(rng, test):
-    if rng.random() < 0.35:
-        items = word_list(rng, test, "list")
-        ask = rng.choice(("How many words are in this list: {}?", "Count the words: {}.",
-                          "How long is this list: {}?", "Count the items in this list: {}."))
-        return (ask.format(", ".join(items)), "\n".join(f"{i + 1} {w}" for i, w in enumerate(items)), len(items))
     while True:
-        kinds = rng.sample(WORDS, rng.choice((2, 3, 3)))
-        items = [rng.choice(kinds) for _ in range(rng.randint(3, 8))]
+        items = rng.sample(rng.choice((WORDS, WORDS, NAMES, CITIES)), rng.randint(3, 9))
         if held("count", *items) == test:
             break
-    w = rng.choice(items) if rng.random() < 0.95 else rng.choice(kinds)
-    ask = rng.choice(("How many times does {w} occur in this list: {l}?", "Count the word {w} in: {l}.",
-                      "How often is {w} in this list: {l}?", "How many times is {w} in: {l}?",
-                      "Count how often {w} occurs: {l}."))
-    think, k = [f"Count {w}"], 0
-    for x in items:
-        k += x == w
-        think.append(f" {x}={k}")
-    return ask.format(w=w, l=", ".join(items)), "\n".join(think), k
+    ask = rng.choice(("How many words are in this list: {}?", "Count the words: {}.",
+                      "How long is this list: {}?", "Count the items in this list: {}.",
+                      "How many items are here: {}?", "Say how many words you see: {}."))
+    return ask.format(", ".join(items)), "\n".join(f"{i + 1} {w}" for i, w in enumerate(items)), len(items)
 
 
 def filler_sentence(rng):
@@ -349,6 +332,20 @@ def field_value(rng, name):
     return rng.choice(WORDS)
 
 
+def record(rng, names, vals, style=None):
+    if style is None:
+        style = rng.choice((1, 2))
+    head = rng.choice(("Note this: ", "Record: ", "Here is a record: ", "Remember: "))
+    if style == 1:
+        return head + ", ".join(f"{n}: {vals[n]}" for n in names) + "."
+    return head + "; ".join(f"the {n} is {vals[n]}" for n in names) + "."
+
+
+def field_question(rng, name):
+    return rng.choice((f"What is the {name}?", f"Which {name} is named?", f"Tell me the {name}.", f"Name the {name}.",
+                       f"What does the text give as the {name}?", f"Say the {name}."))
+
+
 def gen_field(rng, test, filler=None, where=None, fill=filler_sentence):
     """A record in a text. filler: number of other sentences; where: 0 the start, 1 the end of the text."""
     names = rng.sample(FIELD_NAMES, rng.randint(2, 5))
@@ -358,18 +355,9 @@ def gen_field(rng, test, filler=None, where=None, fill=filler_sentence):
         if held("field", pick, vals[pick]) == test:
             break
     style = rng.randrange(4)
-    if style == 0:
-        parts = [f"The {n} is {vals[n]}." for n in names]
-    elif style == 1:
-        parts = [", ".join(f"{n}: {vals[n]}" for n in names) + "."]
-    elif style == 2:
-        parts = ["; ".join(f"the {n} is {vals[n]}" for n in names) + "."]
-    else:
-        parts = [f"The {n} is {vals[n]}." for n in names]
+    parts = [f"The {n} is {vals[n]}." for n in names] if style in (0, 3) else [record(rng, names, vals, style)]
     if filler is None:
         filler = rng.choice((0, 0, 0, 1, 2, 3, 4, 6, 8))
-    if style in (1, 2):
-        parts[0] = rng.choice(("Note this: ", "Record: ", "Here is a record: ", "Remember: ")) + parts[0]
     other = [fill(rng) for _ in range(filler)]
     at = rng.random() if where is None else where
     if style == 3 and where is None:
@@ -379,8 +367,7 @@ def gen_field(rng, test, filler=None, where=None, fill=filler_sentence):
     else:
         i = round(at * len(other))
         text = other[:i] + parts + other[i:]
-    ask = rng.choice((f"What is the {pick}?", f"Which {pick} is named?", f"Tell me the {pick}.", f"Name the {pick}.",
-                      f"What does the text give as the {pick}?", f"Say the {pick}."))
+    ask = field_question(rng, pick)
     return " ".join(text + [ask]), f"The {pick} is {vals[pick]}.", vals[pick]
 
 

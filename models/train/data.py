@@ -21,8 +21,8 @@ SPECIALS = ("<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|
 PLAIN_TAGS = set(SPECIALS[21:32])  # tags a parser needs to see as text
 
 MIX = {  # share of the chat documents, by skill
-    "add": 6, "sub": 8, "mul": 6, "div": 6, "word1": 10, "word2": 11, "word3": 7,
-    "reverse": 11, "sort": 9, "count": 9, "field": 12, "fact": 6, "talk": 2, "tool": 2,
+    "add": 5, "sub": 6, "mul": 6, "div": 6, "word1": 11, "word2": 12, "word3": 8,
+    "reverse": 13, "sort": 11, "count": 9, "field": 12, "fact": 6, "talk": 2, "tool": 2,
 }
 SYSTEMS = ["You are a helpful assistant.", "You are a careful assistant.", "Answer the question.",
            "You are glm-tiny, a small model.", "Be brief."]
@@ -85,7 +85,7 @@ def tools_block(names):
             "<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>")
 
 
-def chat(rng, skill, fill=None):
+def chat(rng, skill):
     """One conversation of one to three turns, the last one about the given skill."""
     think = rng.random() < 0.75
     pieces = [("[gMASK]<sop>", 0)]
@@ -95,7 +95,7 @@ def chat(rng, skill, fill=None):
         return tool_chat(rng, pieces, think)
     if rng.random() < 0.15:
         pieces.append(("<|system|>" + rng.choice(SYSTEMS), 0))
-    turns = 1 if skill == "long" or rng.random() < 0.85 else rng.choice((2, 3))
+    turns = 1 if rng.random() < 0.85 else rng.choice((2, 3))
     kinds = [rng.choice(("fact", "field", "talk", "add", "word1", "count")) for _ in range(turns - 1)] + [skill]
     for i, kind in enumerate(kinds):
         last = i == len(kinds) - 1
@@ -108,14 +108,11 @@ def chat(rng, skill, fill=None):
             else:
                 asks, reply = rng.choice(TALK)
                 ask = rng.choice(asks)
-        elif kind == "long":
-            ask, steps, value = fill(rng)
-            reply = P.answer(value)
         else:
             ask, steps, value = P.SKILLS[kind](rng, False)
             reply = P.answer(value)
         pieces.append(("<|user|>" + ask, 0.3 if rng.random() < 0.25 else 0))
-        worked = kind not in ("fact", "field", "talk", "long")
+        worked = kind not in ("fact", "field", "talk")
         if last and think:
             pieces.append(("<|assistant|><think>", 0))
             pieces.append((steps + "</think>" + reply, 1))
@@ -154,7 +151,24 @@ def tool_chat(rng, pieces, think):
 
 def drill(rng):
     """Copying and looking up without a task around it, as (text, weight) pieces."""
-    kind = rng.randrange(3)
+    kind = rng.randrange(6)
+    if kind == 3:  # the table of divisions that the steps use
+        lines = []
+        for _ in range(16):
+            b = rng.randint(2, 8)
+            t, r = rng.randint(b, 9), rng.randrange(b)
+            low, high = (10 * r + b - 1) // b, (10 * r + 9) // b
+            n = b * rng.randint(low, max(low, high))
+            lines.append(f"{t}/{b}={t // b}r{t % b}\n" if rng.random() < 0.4 else f"{n}/{b}={n // b}\n")
+        return [("[gMASK]<sop>", 0), ("".join(lines), 1), ("<|endoftext|>", 0)]
+    if kind >= 4:  # from a numbered list to a plain one
+        items = rng.sample(P.WORDS, rng.randint(6, 9))
+        lines = [f"{i + 1} {w}" for i, w in enumerate(items)]
+        pieces = [("[gMASK]<sop>", 0)]
+        if rng.random() < 0.7:
+            lines, items = lines + lines[::-1], items[::-1]
+        return pieces + [("\n".join(lines) + "</think>The answer is", 0), (" " + ", ".join(items) + ".", 1),
+                         ("<|endoftext|>", 1)]
     if kind == 0:
         sep = rng.choice((",", "", "\n", " and", ";"))
         text = sep.join(" " + w for w in rng.sample(P.WORDS, rng.randint(7, 16)))
@@ -204,21 +218,40 @@ class Source:
         return "\n".join(self.corpus[at:at + paragraphs])
 
     def long_doc(self, target):
-        """A field asked for after a long text of about target tokens."""
+        """Several fields asked for, one after the other, after a text of about target tokens."""
         rng = self.rng
-
-        def fill(r):
-            if r.random() < 0.4:
-                n = max(1, int(target / 75))
-                return P.gen_field(r, False, filler=n, fill=lambda q: q.choice(self.corpus)[:280])
-            return P.gen_field(r, False, filler=max(1, int(target / 10)))
-        return chat(rng, "long", fill)
+        names = rng.sample(P.FIELD_NAMES, rng.randint(3, 6))
+        vals = {}
+        for n in names:
+            while n not in vals or P.held("field", n, vals[n]):
+                vals[n] = P.field_value(rng, n)
+        if rng.random() < 0.4:
+            text = [rng.choice(self.corpus)[:280] for _ in range(max(1, int((target - 120) / 75)))]
+        else:
+            text = [P.filler_sentence(rng) for _ in range(max(1, int((target - 120) / 10)))]
+        if rng.random() < 0.5:
+            at = rng.randint(0, len(text))
+            text[at:at] = [P.record(rng, names, vals)]
+        else:
+            for n in names:
+                text.insert(rng.randint(0, len(text)), f"The {n} is {vals[n]}.")
+        think = rng.random() < 0.85
+        pieces = [("[gMASK]<sop>" + ("<|system|>Reasoning Effort: Max" if think else ""), 0)]
+        asked = rng.sample(names, len(names))
+        for i, n in enumerate(asked):
+            ask = P.field_question(rng, n)
+            pieces.append(("<|user|>" + (" ".join(text) + " " + ask if i == 0 else ask), 0))
+            if i == len(asked) - 1 and think:
+                pieces += [("<|assistant|><think>", 0), (f"The {n} is {vals[n]}.</think>" + P.answer(vals[n]), 1)]
+            else:
+                pieces += [("<|assistant|><think></think>", 0), (P.answer(vals[n]), 1)]
+        return pieces + [("<|endoftext|>", 1)]
 
     def next(self):
         rng = self.rng
         x = rng.random()
         if x < self.drills:
-            if rng.random() < 0.6:
+            if rng.random() < 0.85:
                 return self.encode(drill(rng))
             ids = [rng.randrange(256, self.plain) for _ in range(rng.randint(5, 30))]
             n = rng.randint(2, 4)

@@ -113,6 +113,7 @@ class Attention(nn.Module):
             sel = score.detach().masked_fill(~mask, float("-inf"))
             top = sel.topk(min(C.index_topk, T), dim=-1).indices
             ctx.selected = torch.zeros_like(mask).scatter_(-1, top, True) & mask
+        causal = mask
         if ctx.sparse:
             mask = ctx.selected
         att = (q @ k.transpose(-1, -2)).float() * C.qk_head_dim ** -0.5
@@ -123,13 +124,20 @@ class Attention(nn.Module):
             some = ctx.guide[self.guide].any(-1)
             ctx.guide_loss = ctx.guide_loss - (torch.log(mass + 1e-6) * some).sum() / some.sum().clamp_min(1)
         if ctx.kl is not None:
-            target = p.detach().mean(1)
-            logq = ctx.score.masked_fill(~mask, -1e30).log_softmax(-1)
+            # The target looks at the best head of each position beside the mean of the heads: a head
+            # that finds one token far back counts in full.
+            full = p if not ctx.sparse else att.detach().masked_fill(~causal[:, None], -1e30).softmax(-1)
+            full = full.detach()
+            best = full.amax(1)
+            target = 0.5 * full.mean(1) + 0.5 * best / best.sum(-1, keepdim=True)
+            logq = ctx.score.masked_fill(~causal, -1e30).log_softmax(-1)
             rows = ctx.live[..., None]
             t = target * rows
             kl = (t * (torch.log(target + 1e-9) - logq)).sum() / rows.sum()
             ctx.kl.append(kl)
-            ctx.recall.append(float((t * ctx.selected).sum() / t.sum()))
+            t = full.mean(1) * rows
+            far = (causal.sum(-1) > C.index_topk) & ctx.live  # rows where the selection leaves something out
+            ctx.recall.append(float((t * ctx.selected)[far].sum() / t[far].sum()) if far.any() else 1.0)
         o = (p.to(dt) @ v).transpose(1, 2).reshape(B, T, H * V)
         return o @ self.o.T.to(dt)
 

@@ -198,7 +198,7 @@ def run_micro(model, stage, batch):
     """Accumulate the gradients of one micro-batch; returns the sums for the log."""
     ids, weight, doc = batch
     kind = stage["kind"]
-    sparse = stage.get("sparse", False)
+    sparse = random.random() < stage.get("sparse", 0)  # share of the micro-batches with selected positions only
     if kind == "lm":
         kl = stage.get("kl", False)
         hidden, ctx = model.trunk(ids, doc, sparse=sparse, kl=kl, guide=bool(stage.get("guide")))
@@ -215,7 +215,7 @@ def run_micro(model, stage, batch):
     else:
         with torch.no_grad():
             hidden, _ = model.trunk(ids, doc, sparse=True)
-        h, ctx = model.predict(hidden, ids, doc, sparse=stage.get("sparse", False), kl=True)
+        h, ctx = model.predict(hidden, ids, doc, sparse=sparse, kl=True)
         loss, w, hits, n = lm_loss(model, h, ids, weight, doc, shift=2)
         (loss + sum(ctx.kl) * w).backward()
     extra = float(ctx.guide_loss.detach()) if stage.get("guide") else float(sum(ctx.kl).detach()) if ctx.kl else 0.0
@@ -231,6 +231,7 @@ def worker(rank, a, recipe):
     store = dist.TCPStore("127.0.0.1", a.port, a.ranks, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=a.ranks)
     torch.manual_seed(recipe["seed"])
+    random.seed(recipe["seed"] + rank)
     model = M.Model()
     tok = Tokenizer.from_file(a.tokenizer)
     batches = Batches(tok, load_corpus(a.corpus), recipe["seed"])
@@ -275,7 +276,7 @@ def worker(rank, a, recipe):
         moes = [m for m in model.moes() if m.router.requires_grad]
         sums, clock, t0 = [0.0] * 7, time.time(), time.time()
         loads = torch.zeros(len(moes), M.C.n_routed_experts)
-        stop = False
+        stop, begin = False, time.time()
         for step in range(start, stage["steps"]):
             mine = [0.0] * 7
             for p in params:
@@ -290,18 +291,22 @@ def worker(rank, a, recipe):
                 for i, moe in enumerate(moes):
                     load[i] += moe.load
             flag = float(rank == 0 and os.path.exists(os.path.join(a.run, "next")))
+            gone = 0.0  # a stage may also be limited in time; its rate then ends in time as well
+            if rank == 0 and "minutes" in stage:
+                gone = (time.time() - begin) / (60 * stage["minutes"])
             flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params]
-                             + [load.flatten(), torch.tensor(mine + [flag])])
+                             + [load.flatten(), torch.tensor(mine + [flag, gone])])
             dist.all_reduce(flat)
-            got = flat[-8:].tolist()
-            stop = got.pop() > 0
+            got = flat[-9:].tolist()
+            gone = got.pop()
+            stop = got.pop() > 0 or gone >= 1
             flat_w = 1.0 / max(got[1], 1.0)
             i = 0
             for p in params:
                 p.grad = flat[i:i + p.numel()].view_as(p) * flat_w
                 i += p.numel()
             warm = min(1.0, (step + 1) / stage.get("warmup", 1))
-            left = (stage["steps"] - step) / stage["steps"]
+            left = min((stage["steps"] - step) / stage["steps"], max(0.0, 1 - gone))
             lr = warm * (stage["end"] + (1 - stage["end"]) * left if "end" in stage else 1.0)
             opt.step(stage["muon_lr"] * lr, stage["adam_lr"] * lr)
             load = flat[i:i + load.numel()].view_as(load)
@@ -319,7 +324,7 @@ def worker(rank, a, recipe):
             if stop:
                 log(f"{stage['name']} ended after step {step + 1}")
                 stage["steps"] = step + 1
-                if rank == 0:
+                if flag:
                     os.remove(os.path.join(a.run, "next"))
             if (step + 1) % 100 == 0 and not stop:
                 seconds, t0 = seconds + time.time() - t0, time.time()
