@@ -39,7 +39,7 @@ typedef struct worker {
     td_http_server *http;
     td_metrics *metrics;
     td_gauge *g_running, *g_waiting, *g_waiting_tokens, *g_free, *g_up;
-    td_counter *c_tokens, *c_bytes, *c_failed;
+    td_counter *c_tokens, *c_bytes, *c_failed, *c_forced;
     uint8_t epoch[16];
     int cores[CORES_MAX];
     uint32_t n_cores;
@@ -138,6 +138,7 @@ static void update_metrics(worker *w)
     follow(w->c_tokens, atomic_load(&l->tokens_total));
     follow(w->c_bytes, atomic_load(&s->bytes));
     follow(w->c_failed, atomic_load(&s->failed));
+    follow(w->c_forced, atomic_load(&s->forced_closes));
     td_gauge_set(w->g_up, w->up);
 }
 
@@ -191,11 +192,14 @@ static int open_metrics(worker *w, td_err *err)
     w->c_tokens = td_counter_new(m, "prefill_tokens_total", "", "Prompt tokens computed");
     w->c_bytes = td_counter_new(m, "kv_sent_bytes_total", "", "KV payload bytes sent");
     w->c_failed = td_counter_new(m, "kv_pushes_failed_total", "", "Handoffs that failed");
+    w->c_forced =
+        td_counter_new(m, "kv_forced_closes_total", "", "KV connections closed to get blocks back");
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     w->desk.requests = td_counter_new(m, "prefill_requests_total", "", "Prefill calls accepted");
     w->desk.failed = td_counter_new(m, "prefill_failed_total", "", "Prefill calls that failed");
     if (!w->g_running || !w->g_waiting || !w->g_waiting_tokens || !w->g_free || !w->c_tokens ||
-        !w->c_bytes || !w->c_failed || !w->g_up || !w->desk.requests || !w->desk.failed)
+        !w->c_bytes || !w->c_failed || !w->c_forced || !w->g_up || !w->desk.requests ||
+        !w->desk.failed)
         return td_err_set(err, -ENOMEM, "metrics: out of memory");
     td_http_config c = {
         .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
