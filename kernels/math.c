@@ -7,11 +7,11 @@
 
 #define TD_BODY(name) name##_v2
 #define TD_BODY_TARGET
-#include "kernels/math_body.h"
+#include "kernels/math_body.inc"
 
 #define TD_BODY(name)  name##_fma
 #define TD_BODY_TARGET __attribute__((target("avx2,fma")))
-#include "kernels/math_body.h"
+#include "kernels/math_body.inc"
 
 static int has_fma(void)
 {

@@ -137,57 +137,65 @@ static void store_output(const attend_job *j, uint32_t t, uint32_t head, const h
         out[d] = ref_round(round, h->o[d] / h->l);
 }
 
+/* One item's share of the thread's scratch. */
+typedef struct group_work {
+    uint32_t t, group, first_head, n_heads;
+    head_state *sum, *cur; /* over all splits; over the split at hand */
+    float *q, *tile;
+} group_work;
+
+static group_work share_scratch(const attend_job *j, uint32_t item, float *scratch)
+{
+    group_work w = {.t = item / j->n_groups, .group = item % j->n_groups};
+    w.first_head = w.group * j->group_heads;
+    uint32_t left = j->n_heads - w.first_head;
+    w.n_heads = left < j->group_heads ? left : j->group_heads;
+    w.sum = (head_state *)scratch;
+    w.cur = w.sum + w.n_heads;
+    w.tile = (float *)(w.cur + w.n_heads);
+    w.q = w.tile + (size_t)TILE * j->tile_dims;
+    float *o = w.q + (size_t)w.n_heads * j->key_dims;
+    for (uint32_t h = 0; h < w.n_heads; h++, o += 2ul * j->value_dims) {
+        w.sum[h].o = o;
+        w.cur[h].o = o + j->value_dims;
+    }
+    return w;
+}
+
+/* Ranks [s0, s1) of the row's list into cur. */
+static void attend_split(const attend_job *j, const group_work *w, uint32_t s0, uint32_t s1)
+{
+    for (uint32_t h = 0; h < w->n_heads; h++)
+        reset(&w->cur[h], j->value_dims);
+    for (uint32_t r0 = s0; r0 < s1; r0 += TILE) {
+        uint32_t len = s1 - r0 < TILE ? s1 - r0 : TILE;
+        load_tile(j, w->t, w->group, r0, len, w->tile);
+        for (uint32_t h = 0; h < w->n_heads; h++)
+            add_tile(j, w->q + (size_t)h * j->key_dims, w->tile, len, &w->cur[h]);
+    }
+}
+
 static void attend_item(void *arg, uint32_t item, uint32_t thread)
 {
     const attend_job *j = arg;
-    uint32_t t = item / j->n_groups, group = item % j->n_groups, hg = j->group_heads;
-    uint32_t h0 = group * hg;
-    if (h0 + hg > j->n_heads)
-        hg = j->n_heads - h0;
-    uint32_t n = j->selected ? j->n_selected[t] : j->s->positions[t] + 1;
-    float *tile = ref_scratch(j->q, thread), *q = tile + (size_t)TILE * j->tile_dims;
-    float *total = q + (size_t)hg * j->key_dims, *part = total + (size_t)hg * j->value_dims;
-    head_state sum, cur;
-    float ml[4]; /* one head's m and l, total and split: heads are walked inside a split */
-    for (uint32_t h = 0; h < hg; h++)
-        load_query(j, t, h0 + h, q + (size_t)h * j->key_dims);
-    float *state = part + (size_t)hg * j->value_dims; /* [hg][4] */
+    group_work w = share_scratch(j, item, ref_scratch(j->q, thread));
+    uint32_t n = j->selected ? j->n_selected[w.t] : j->s->positions[w.t] + 1;
+    for (uint32_t h = 0; h < w.n_heads; h++)
+        load_query(j, w.t, w.first_head + h, w.q + (size_t)h * j->key_dims);
     for (uint32_t s0 = 0; s0 < n; s0 += SPLIT) {
-        uint32_t s1 = s0 + SPLIT < n ? s0 + SPLIT : n;
-        for (uint32_t r0 = s0; r0 < s1; r0 += TILE) {
-            uint32_t len = s1 - r0 < TILE ? s1 - r0 : TILE;
-            load_tile(j, t, group, r0, len, tile);
-            for (uint32_t h = 0; h < hg; h++) {
-                float *m = state + (size_t)h * 4;
-                cur = (head_state){m[2], m[3], part + (size_t)h * j->value_dims};
-                if (r0 == s0)
-                    reset(&cur, j->value_dims);
-                add_tile(j, q + (size_t)h * j->key_dims, tile, len, &cur);
-                m[2] = cur.m;
-                m[3] = cur.l;
+        attend_split(j, &w, s0, n - s0 < SPLIT ? n : s0 + SPLIT);
+        for (uint32_t h = 0; h < w.n_heads; h++) {
+            head_state first = w.sum[h];
+            if (s0)
+                merge(&w.sum[h], &w.cur[h], j->value_dims);
+            else { /* the first split is the sum: swap the buffers */
+                w.sum[h] = w.cur[h];
+                w.cur[h].o = first.o;
             }
         }
-        for (uint32_t h = 0; h < hg; h++) {
-            float *m = state + (size_t)h * 4;
-            memcpy(ml, m, sizeof ml);
-            sum = (head_state){ml[0], ml[1], total + (size_t)h * j->value_dims};
-            cur = (head_state){ml[2], ml[3], part + (size_t)h * j->value_dims};
-            if (s0 == 0) {
-                sum.m = cur.m;
-                sum.l = cur.l;
-                memcpy(sum.o, cur.o, j->value_dims * sizeof *sum.o);
-            } else {
-                merge(&sum, &cur, j->value_dims);
-            }
-            m[0] = sum.m;
-            m[1] = sum.l;
-        }
     }
-    for (uint32_t h = 0; h < hg; h++) {
-        float *m = state + (size_t)h * 4;
-        sum = (head_state){m[0], m[1], total + (size_t)h * j->value_dims};
-        store_output(j, t, h0 + h, &sum);
-    }
+    for (uint32_t h = 0; h < w.n_heads; h++)
+        store_output(j, w.t, w.first_head + h, &w.sum[h]);
 }
 
 void ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)

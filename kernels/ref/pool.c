@@ -179,6 +179,13 @@ void td_pool_run(td_pool *p, td_pool_fn fn, void *arg, uint32_t n_items)
     if (atomic_load(&p->sleepers))
         futex_wake_all(&p->wake);
     work(p, 0);
-    while (atomic_load_explicit(&p->done, memory_order_acquire) < n_items)
+    /* the last items run elsewhere: if their thread lost its core to a stranger, give it ours */
+    uint64_t end = 0;
+    while (atomic_load_explicit(&p->done, memory_order_acquire) < n_items) {
         __builtin_ia32_pause();
+        if (!end)
+            end = td_now_us() + SPIN_US;
+        else if (td_now_us() > end)
+            sched_yield();
+    }
 }

@@ -34,11 +34,11 @@ static void ref_close(td_queue *q)
     free(q);
 }
 
-/* Attention: a tile of rows, 64 weights, and per head a query and two accumulators. */
+/* Attention: a tile of rows, and per head a query, two accumulators and their states. */
 static size_t thread_floats(const td_backend_options *o)
 {
     size_t attend = (size_t)TD_KPLAN_ATTN_TILE * (o->max_row_elems + 1) +
-                    (size_t)o->max_heads * (3ul * o->max_row_elems + 4);
+                    (size_t)o->max_heads * (3ul * o->max_row_elems + 8);
     size_t n = max_size(attend, 2ul * o->max_round_k);
     return (n + 63) / 16 * 16;
 }
