@@ -139,7 +139,8 @@ static void on_done(void *arg, const char *error)
     td_loop_stop(c->loop);
 }
 
-/* Ctrl-C during an answer stops it; at the prompt it gives a fresh line, so the handler must interrupt getline() too. */
+/* Ctrl-C during an answer stops it; at the prompt it gives a fresh line, so the handler must
+ * interrupt getline() too. */
 static int interrupt_pipe[2];
 
 static void on_sigint(int signo)

@@ -253,7 +253,8 @@ static void on_end(void *arg, td_error error, const char *text, uint32_t retry_a
     g->usage.prompt += usage ? usage->prompt_tokens : 0;
     g->usage.cached += usage ? usage->cached_tokens : 0;
     if (error) {
-        fail(g, error, text, retry_after_ms);
+        /* why a pool has no worker is the log's business; the client is told what it can do */
+        fail(g, error, td_error_get(error)->http == 503 ? NULL : text, retry_after_ms);
         cancel_legs(g); /* one prompt failed: the answer cannot be whole */
     }
     if (g->n_live == 0) {

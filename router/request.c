@@ -346,7 +346,7 @@ void td_request_docs(FILE *out)
     fprintf(out, "| `%s` | %s | %s | %s | %s | %s |", name, (apis)&C ? "✓" : "",                   \
             (apis)&P ? "✓" : "", (apis)&T ? "✓" : "", (apis)&D ? "✓" : "", types[type]);           \
     if (type <= INT)                                                                               \
-        fprintf(out, " %.10g to %.10g |", (double)(lo), (double)(hi));                                   \
+        fprintf(out, " %.10g to %.10g |", (double)(lo), (double)(hi));                             \
     else                                                                                           \
         fprintf(out, " |");                                                                        \
     fprintf(out, " %s |\n", note);

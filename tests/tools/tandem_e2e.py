@@ -216,6 +216,10 @@ class Stream:
 
     def collect(self):
         """Read to the end: dict of index -> {content, reasoning, finish}; usage; error."""
+        if self.status != 200:  # refused before the first byte
+            error = json.loads(self.body())["error"]
+            self.close()
+            raise AssertionError(f"status {self.status}: {error}")
         out, usage, error = {}, None, None
         for e in self:
             if "error" in e:
