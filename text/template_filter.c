@@ -467,7 +467,8 @@ static td_value f_sum(td_run *r, td_value v, const td_args *a)
 static td_args rest_of(const td_args *a, size_t skip)
 {
     td_args rest = *a;
-    rest.at += TD_MIN(skip, a->n);
+    if (a->n) /* at may be NULL */
+        rest.at += TD_MIN(skip, a->n);
     rest.n -= TD_MIN(skip, a->n);
     return rest;
 }

@@ -34,7 +34,7 @@ void td_ids_add(td_ids *ids, uint32_t id)
 int td_vocab_init(td_vocab *v, size_t n)
 {
     size_t cap = 16;
-    while (cap < n * 2)
+    while (cap / 3 < n / 2) /* at most two thirds full */
         cap *= 2;
     v->slots = malloc(cap * sizeof *v->slots);
     if (!v->slots)
@@ -42,6 +42,14 @@ int td_vocab_init(td_vocab *v, size_t n)
     memset(v->slots, 0xFF, cap * sizeof *v->slots);
     v->mask = cap - 1;
     return 0;
+}
+
+void td_vocab_put(td_vocab *v, td_vocab_key k, uint32_t id)
+{
+    size_t at = td_vocab_place(v, k);
+    while (v->slots[at].id != UINT32_MAX)
+        at = (at + 1) & v->mask;
+    v->slots[at] = (struct td_vocab_slot){k.a, k.b, id};
 }
 
 void td_vocab_done(td_vocab *v)
@@ -95,17 +103,16 @@ uint64_t td_tokenizer_n_interpreted(const td_tokenizer *t)
 
 static int find_bytes(const td_tokenizer *t, const char *s, size_t n, uint32_t *ret_id)
 {
-    uint32_t hash = td_vocab_hash(s, n);
-    for (size_t at = hash & t->by_bytes.mask;; at = (at + 1) & t->by_bytes.mask) {
-        struct td_vocab_slot slot = t->by_bytes.slots[at];
-        if (slot.id == UINT32_MAX)
-            return -ENOENT;
-        td_token tok = t->tokens[slot.id];
-        if (slot.hash == hash && tok.len == n && memcmp(t->pool + tok.at, s, n) == 0) {
-            *ret_id = slot.id;
+    td_vocab_key k = td_vocab_key_of(s, n);
+    size_t at = td_vocab_place(&t->by_bytes, k);
+    for (uint32_t id; (id = td_vocab_next(&t->by_bytes, k, &at)) != UINT32_MAX;) {
+        td_token tok = t->tokens[id];
+        if (n <= 11 || (tok.len == n && memcmp(t->pool + tok.at, s, n) == 0)) {
+            *ret_id = id;
             return 0;
         }
     }
+    return -ENOENT;
 }
 
 int td_tokenizer_find(const td_tokenizer *t, const char *text, size_t n, uint32_t *ret_id)

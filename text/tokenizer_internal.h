@@ -15,10 +15,18 @@
 
 enum { TD_TOKEN_ABSENT = UINT32_MAX };
 
-/* bytes -> id over strings that lie elsewhere. */
+/* bytes -> id over strings that lie elsewhere. A slot holds what settles nearly every look-up: a
+ * string of up to 11 bytes itself, or the hash of a longer one. So a look-up touches one cache
+ * line, which may be fetched ahead. */
+typedef struct td_vocab_key {
+    uint64_t a;
+    uint32_t b; /* top byte: length, or 255 for a hash */
+} td_vocab_key;
+
 typedef struct td_vocab {
     struct td_vocab_slot {
-        uint32_t hash, id; /* id == UINT32_MAX: empty */
+        uint64_t a;
+        uint32_t b, id; /* id == UINT32_MAX: empty */
     } * slots;
     size_t mask;
 } td_vocab;
@@ -46,26 +54,61 @@ struct td_tokenizer {
     _Atomic uint64_t n_interpreted;
 };
 
-/* Fast hash of short strings; the file is the operator's, so no key. */
-static inline uint32_t td_vocab_hash(const char *s, size_t n)
+/* Key of a string. Not keyed against chosen collisions: the file is the operator's. */
+static inline td_vocab_key td_vocab_key_of(const char *s, size_t n)
 {
-    uint64_t h = n * 0x9E3779B97F4A7C15ull, w;
-    while (n >= 8) {
-        __builtin_memcpy(&w, s, 8);
-        h = (h ^ w) * 0xBF58476D1CE4E5B9ull;
-        h ^= h >> 31;
-        s += 8;
-        n -= 8;
+    uint64_t w = 0;
+    uint32_t lo, hi = 0;
+    if (n > 11) {
+        uint64_t h = n * 0x9E3779B97F4A7C15ull;
+        for (size_t i = 0; i < n; i += 8) {
+            w = 0;
+            __builtin_memcpy(&w, s + i, n - i < 8 ? n - i : 8);
+            h = (h ^ w) * 0xBF58476D1CE4E5B9ull;
+            h ^= h >> 31;
+        }
+        return (td_vocab_key){h, 0xFF000000u};
     }
-    w = 0;
+    if (n >= 8) {
+        __builtin_memcpy(&w, s, 8);
+        for (size_t i = 8; i < n; i++)
+            hi |= (uint32_t)(unsigned char)s[i] << (i - 8) * 8;
+        return (td_vocab_key){w, (uint32_t)n << 24 | hi};
+    }
+    if (n >= 4) { /* two loads that overlap */
+        __builtin_memcpy(&lo, s, 4);
+        __builtin_memcpy(&hi, s + n - 4, 4);
+        return (td_vocab_key){lo | (uint64_t)hi << (n - 4) * 8, (uint32_t)n << 24};
+    }
     for (size_t i = 0; i < n; i++)
-        w = w << 8 | (unsigned char)s[i];
-    h = (h ^ w) * 0x94D049BB133111EBull;
-    return (uint32_t)(h >> 32 ^ h);
+        w |= (uint64_t)(unsigned char)s[i] << i * 8;
+    return (td_vocab_key){w, (uint32_t)n << 24};
+}
+
+static inline size_t td_vocab_place(const td_vocab *v, td_vocab_key k)
+{
+    uint64_t h = (k.a ^ (uint64_t)k.b << 32 ^ k.b) * 0x9E3779B97F4A7C15ull;
+    return (size_t)(h >> 32 ^ h) & v->mask;
+}
+
+/* Next id whose key is k, from *at on (start with td_vocab_place()); UINT32_MAX at the end. A long
+ * string's must be compared by the caller. */
+static inline uint32_t td_vocab_next(const td_vocab *v, td_vocab_key k, size_t *at)
+{
+    for (;; *at = (*at + 1) & v->mask) {
+        const struct td_vocab_slot *slot = &v->slots[*at];
+        if (slot->id == UINT32_MAX)
+            return UINT32_MAX;
+        if (slot->a == k.a && slot->b == k.b) {
+            *at = (*at + 1) & v->mask;
+            return slot->id;
+        }
+    }
 }
 
 /* Room for n strings. 0, -ENOMEM. */
 int td_vocab_init(td_vocab *v, size_t n);
+void td_vocab_put(td_vocab *v, td_vocab_key k, uint32_t id);
 void td_vocab_done(td_vocab *v);
 
 #endif

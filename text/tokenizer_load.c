@@ -45,15 +45,6 @@ static int64_t to_bytes(td_str text, const int16_t to_byte[0x144], char *out)
     return n;
 }
 
-static void index_bytes(td_tokenizer *t, uint32_t id)
-{
-    uint32_t hash = td_vocab_hash(t->pool + t->tokens[id].at, t->tokens[id].len);
-    size_t at = hash & t->by_bytes.mask;
-    while (t->by_bytes.slots[at].id != UINT32_MAX)
-        at = (at + 1) & t->by_bytes.mask;
-    t->by_bytes.slots[at] = (struct td_vocab_slot){hash, id};
-}
-
 static int alloc_tokens(td_loader *l)
 {
     size_t bytes = 1;
@@ -87,7 +78,8 @@ static int build_tokens(td_loader *l, const int16_t to_byte[0x144])
         t->tokens[id].len = n < 0 ? (uint32_t)s.len : (uint32_t)n;
         at += t->tokens[id].len;
         if (n > 0 && td_load_find(l, s.ptr, s.len, &same) == 0)
-            index_bytes(t, id);
+            td_vocab_put(&t->by_bytes,
+                         td_vocab_key_of(t->pool + t->tokens[id].at, t->tokens[id].len), id);
     }
     for (size_t i = 0; r == 0 && i < t->n_added; i++)
         t->special[t->added[i].id] |= t->added[i].special;
@@ -210,7 +202,6 @@ int td_tokenizer_parse(const char *what, const char *text, size_t n, const char 
     td_vocab_done(&l.by_text);
     free(l.texts);
     free(l.merges);
-    free(l.joined);
     if (r < 0) {
         td_tokenizer_free(l.t);
         return r;

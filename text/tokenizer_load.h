@@ -15,6 +15,14 @@
 
 enum { TD_TOKEN_IDS_MAX = 1 << 24 };
 
+/* A merge whose three look-ups are under way. */
+typedef struct td_pending_merge {
+    td_str left, right;
+    td_vocab_key keys[3]; /* left, right, both */
+    const char *at;       /* place in the file, for an error */
+    char joined[56];
+} td_pending_merge;
+
 typedef struct td_loader {
     const char *what; /* the file, for error texts */
     td_jpull j;
@@ -26,8 +34,8 @@ typedef struct td_loader {
     td_vocab by_text;
     td_merge *merges;
     size_t n_merges, cap_merges;
-    char *joined; /* scratch: a pair's text */
-    size_t cap_joined;
+    td_pending_merge pending[16];
+    size_t n_pending;
     const char *merges_at;                           /* set when "merges" came before "vocab" */
     td_str added, normalizer, pretok, post, decoder; /* their text in the file */
     td_tokenizer *t;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "text/tokenizer_load.h"
 #include "base/banned.h"
 
@@ -49,20 +50,22 @@ int td_load_token(td_loader *l, td_str text, uint32_t id, const char *field)
     return 0;
 }
 
-int td_load_find(const td_loader *l, const char *s, size_t n, uint32_t *ret_id)
+static int find_key(const td_loader *l, td_vocab_key k, const char *s, size_t n, uint32_t *ret_id)
 {
-    uint32_t hash = td_vocab_hash(s, n);
-    for (size_t at = hash & l->by_text.mask; l->by_text.slots; at = (at + 1) & l->by_text.mask) {
-        struct td_vocab_slot slot = l->by_text.slots[at];
-        if (slot.id == UINT32_MAX)
-            break;
-        td_str text = l->texts[slot.id];
-        if (slot.hash == hash && text.len == n && memcmp(text.ptr, s, n) == 0) {
-            *ret_id = slot.id;
+    size_t at = td_vocab_place(&l->by_text, k);
+    for (uint32_t id; (id = td_vocab_next(&l->by_text, k, &at)) != UINT32_MAX;) {
+        td_str text = l->texts[id];
+        if (n <= 11 || (text.len == n && memcmp(text.ptr, s, n) == 0)) {
+            *ret_id = id;
             return 0;
         }
     }
     return -ENOENT;
+}
+
+int td_load_find(const td_loader *l, const char *s, size_t n, uint32_t *ret_id)
+{
+    return l->by_text.slots ? find_key(l, td_vocab_key_of(s, n), s, n, ret_id) : -ENOENT;
 }
 
 static int unescape(td_loader *l, td_str raw, td_str *ret_text)
@@ -93,11 +96,7 @@ static int index_vocab(td_loader *l)
                 l->err, -EINVAL,
                 "%s: model.vocab: '%.*s' stands there twice, as %u and %u; correct the file",
                 l->what, (int)(s.len < 80 ? s.len : 80), s.ptr, same, id);
-        uint32_t hash = td_vocab_hash(s.ptr, s.len);
-        size_t at = hash & l->by_text.mask;
-        while (l->by_text.slots[at].id != UINT32_MAX)
-            at = (at + 1) & l->by_text.mask;
-        l->by_text.slots[at] = (struct td_vocab_slot){hash, id};
+        td_vocab_put(&l->by_text, td_vocab_key_of(s.ptr, s.len), id);
     }
     return 0;
 }
@@ -134,27 +133,8 @@ static int unknown_in_merge(td_loader *l, const char *s, size_t n)
         l->what, td_jpull_line(&l->j), (int)(n < 80 ? n : 80), s);
 }
 
-static int add_merge(td_loader *l, td_str left, td_str right)
+static int append_merge(td_loader *l, td_merge m)
 {
-    td_merge m = {.rank = (uint32_t)l->n_merges};
-    size_t n = left.len + right.len;
-    if (n > l->cap_joined) {
-        char *more = realloc(l->joined, n * 2);
-        if (!more)
-            return no_memory(l);
-        l->joined = more;
-        l->cap_joined = n * 2;
-    }
-    if (left.len)
-        memcpy(l->joined, left.ptr, left.len);
-    if (right.len)
-        memcpy(l->joined + left.len, right.ptr, right.len);
-    if (td_load_find(l, left.ptr, left.len, &m.left) < 0)
-        return unknown_in_merge(l, left.ptr, left.len);
-    if (td_load_find(l, right.ptr, right.len, &m.right) < 0)
-        return unknown_in_merge(l, right.ptr, right.len);
-    if (td_load_find(l, l->joined, n, &m.id) < 0)
-        return unknown_in_merge(l, l->joined, n);
     if (l->n_merges == l->cap_merges) {
         size_t cap = l->cap_merges ? l->cap_merges * 2 : 1 << 14;
         td_merge *more = cap > UINT32_MAX ? NULL : realloc(l->merges, cap * sizeof *more);
@@ -163,8 +143,70 @@ static int add_merge(td_loader *l, td_str left, td_str right)
         l->merges = more;
         l->cap_merges = cap;
     }
+    m.rank = (uint32_t)l->n_merges;
     l->merges[l->n_merges++] = m;
     return 0;
+}
+
+static int resolve(td_loader *l, const td_pending_merge *p, const char *joined)
+{
+    td_merge m;
+    size_t n = p->left.len + p->right.len;
+    td_str unknown = {0};
+    if (find_key(l, p->keys[0], p->left.ptr, p->left.len, &m.left) < 0)
+        unknown = p->left;
+    else if (find_key(l, p->keys[1], p->right.ptr, p->right.len, &m.right) < 0)
+        unknown = p->right;
+    else if (find_key(l, p->keys[2], joined, n, &m.id) < 0)
+        unknown = (td_str){joined, n};
+    else
+        return append_merge(l, m);
+    l->j.p = p->at;
+    return unknown_in_merge(l, unknown.ptr ? unknown.ptr : "", unknown.len);
+}
+
+static int flush_merges(td_loader *l)
+{
+    int r = 0;
+    for (size_t i = 0; i < l->n_pending && r == 0; i++)
+        r = resolve(l, &l->pending[i], l->pending[i].joined);
+    l->n_pending = 0;
+    return r;
+}
+
+static void prepare(td_loader *l, td_pending_merge *p, char *joined)
+{
+    td_str l_text = p->left, r_text = p->right;
+    memcpy(joined, l_text.ptr, l_text.len);
+    memcpy(joined + l_text.len, r_text.ptr, r_text.len);
+    p->at = l->j.p;
+    p->keys[0] = td_vocab_key_of(l_text.ptr, l_text.len);
+    p->keys[1] = td_vocab_key_of(r_text.ptr, r_text.len);
+    p->keys[2] = td_vocab_key_of(joined, l_text.len + r_text.len);
+    for (int i = 0; i < 3; i++)
+        __builtin_prefetch(&l->by_text.slots[td_vocab_place(&l->by_text, p->keys[i])]);
+}
+
+/* Half a million merges need 1.5 million look-ups in a table larger than the cache: sixteen merges
+ * wait together. */
+static int add_merge(td_loader *l, td_str left, td_str right)
+{
+    size_t n = left.len + right.len;
+    if (n > sizeof l->pending[0].joined) {
+        TD_AUTO_FREE char *joined = malloc(n);
+        int r = joined ? flush_merges(l) : no_memory(l);
+        td_pending_merge *p = &l->pending[0];
+        *p = (td_pending_merge){.left = left, .right = right};
+        if (r < 0)
+            return r;
+        prepare(l, p, joined);
+        return resolve(l, p, joined);
+    }
+    td_pending_merge *p = &l->pending[l->n_pending++];
+    p->left = left;
+    p->right = right;
+    prepare(l, p, p->joined);
+    return l->n_pending == sizeof l->pending / sizeof *l->pending ? flush_merges(l) : 0;
 }
 
 static int bad_merge(td_loader *l)
@@ -217,6 +259,8 @@ static int load_merges(td_loader *l)
     int first = 1, r = 0;
     while (r == 0 && td_jpull_element(&l->j, &first))
         r = td_jpull_peek(&l->j) == '"' ? load_merge_string(l) : load_merge_pair(l);
+    if (r == 0)
+        r = flush_merges(l);
     return r < 0 ? r : l->j.failed ? not_json(l) : 0;
 }
 
