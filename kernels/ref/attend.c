@@ -45,12 +45,12 @@ static void load_tile(const attend_job *j, uint32_t t, uint32_t group, uint32_t 
             ref_kv_row(j->s, t, sel ? sel[rank + i] : rank + i, j->layer_offset, j->row_bytes);
         float *dst = tile + (size_t)i * j->tile_dims;
         if (j->mla) {
-            ref_load(dst, row, j->tile_dims, j->kv);
+            td_ref_load(dst, row, j->tile_dims, j->kv);
             continue;
         }
         uint32_t dims = j->key_dims;
-        ref_load(dst, row + (size_t)group * dims * size, dims, j->kv);
-        ref_load(dst + dims, row + (size_t)(j->n_groups + group) * dims * size, dims, j->kv);
+        td_ref_load(dst, row + (size_t)group * dims * size, dims, j->kv);
+        td_ref_load(dst + dims, row + (size_t)(j->n_groups + group) * dims * size, dims, j->kv);
     }
 }
 
@@ -198,7 +198,7 @@ static void attend_item(void *arg, uint32_t item, uint32_t thread)
         store_output(j, w.t, w.first_head + h, &w.sum[h]);
 }
 
-void ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
+void td_ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
 {
     uint32_t row = a->latent + a->rope_dims;
     attend_job j = {
@@ -217,7 +217,7 @@ void ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
     td_pool_run(q->pool, attend_item, &j, s->n_rows * j.n_groups);
 }
 
-void ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
+void td_ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
 {
     attend_job j = {
         .q = q, .s = s, .kv = a->kv, .layer_offset = a->layer_offset, .scale = a->scale, .gqa = a};
@@ -246,16 +246,17 @@ static void mla_write_item(void *arg, uint32_t t, uint32_t thread)
     const float *sin = j->s->rope_sin + (size_t)t * (a->rope.dims / 2);
     const float *src = a->kv_a + (size_t)t * row;
     float *buf = ref_scratch(j->q, thread);
-    ref_rmsnorm(src, a->norm->data, a->eps, a->latent, buf);
+    td_ref_rmsnorm(src, a->norm->data, a->eps, a->latent, buf);
     memcpy(buf + a->latent, src + a->latent, a->rope.dims * sizeof *buf);
-    ref_rope(buf + a->latent, a->rope, cos, sin);
-    ref_store(ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row * td_dtype_bytes(a->kv)),
-              buf, row, a->kv);
+    td_ref_rope(buf + a->latent, a->rope, cos, sin);
+    td_ref_store(
+        ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row * td_dtype_bytes(a->kv)), buf,
+        row, a->kv);
     for (uint32_t h = 0; h < a->n_heads; h++)
-        ref_rope(a->q + ((size_t)t * a->n_heads + h) * width + a->nope, a->rope, cos, sin);
+        td_ref_rope(a->q + ((size_t)t * a->n_heads + h) * width + a->nope, a->rope, cos, sin);
 }
 
-void ref_mla_write(td_queue *q, const td_step *s, const td_mla_write *a)
+void td_ref_mla_write(td_queue *q, const td_step *s, const td_mla_write *a)
 {
     write_job j = {.q = q, .s = s, .mla = a};
     td_pool_run(q->pool, mla_write_item, &j, s->n_rows);
@@ -274,20 +275,20 @@ static void gqa_write_item(void *arg, uint32_t t, uint32_t thread)
     for (uint32_t h = 0; h < kv; h++) {
         memcpy(buf, a->k + ((size_t)t * kv + h) * dims, dims * sizeof *buf);
         if (a->k_norm)
-            ref_rmsnorm(buf, a->k_norm->data, a->eps, dims, buf);
-        ref_rope(buf, a->rope, cos, sin);
-        ref_store(row + (size_t)h * dims * size, buf, dims, a->kv);
+            td_ref_rmsnorm(buf, a->k_norm->data, a->eps, dims, buf);
+        td_ref_rope(buf, a->rope, cos, sin);
+        td_ref_store(row + (size_t)h * dims * size, buf, dims, a->kv);
     }
-    ref_store(row + (size_t)kv * dims * size, a->v + (size_t)t * kv * dims, kv * dims, a->kv);
+    td_ref_store(row + (size_t)kv * dims * size, a->v + (size_t)t * kv * dims, kv * dims, a->kv);
     for (uint32_t h = 0; h < a->n_heads; h++) {
         float *q = a->q + ((size_t)t * a->n_heads + h) * dims;
         if (a->q_norm)
-            ref_rmsnorm(q, a->q_norm->data, a->eps, dims, q);
-        ref_rope(q, a->rope, cos, sin);
+            td_ref_rmsnorm(q, a->q_norm->data, a->eps, dims, q);
+        td_ref_rope(q, a->rope, cos, sin);
     }
 }
 
-void ref_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a)
+void td_ref_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a)
 {
     write_job j = {.q = q, .s = s, .gqa = a};
     td_pool_run(q->pool, gqa_write_item, &j, s->n_rows);

@@ -40,14 +40,14 @@
     }                                                                                              \
     memcpy(out, sum, sizeof sum)
 
-void ref_dot1(const float *a, const float *panel, uint32_t k0, uint32_t k1, float out[LANES])
+void td_ref_dot1(const float *a, const float *panel, uint32_t k0, uint32_t k1, float out[LANES])
 {
     const float *const rows[1] = {a};
     DOT_BODY(1);
 }
 
-void ref_dot2(const float *a, const float *b, const float *panel, uint32_t k0, uint32_t k1,
-              float out[2 * LANES])
+void td_ref_dot2(const float *a, const float *b, const float *panel, uint32_t k0, uint32_t k1,
+                 float out[2 * LANES])
 {
     const float *const rows[2] = {a, b};
     DOT_BODY(2);
@@ -59,10 +59,10 @@ static uint32_t dot_pair(const ref_rows *r, uint32_t i, const float *panel, uint
 {
     const float *a = r->a + ref_row(r, i) * r->stride;
     if (i + 1 == r->n) {
-        ref_dot1(a, panel, k0, k1, out);
+        td_ref_dot1(a, panel, k0, k1, out);
         return 1;
     }
-    ref_dot2(a, r->a + ref_row(r, i + 1) * r->stride, panel, k0, k1, out);
+    td_ref_dot2(a, r->a + ref_row(r, i + 1) * r->stride, panel, k0, k1, out);
     return 2;
 }
 
@@ -191,7 +191,7 @@ static void gemm_item(void *arg, uint32_t item, uint32_t thread)
         gemm_unit(j, head, u, &rows);
 }
 
-void ref_gemm(td_queue *q, const td_step *s, const td_gemm *g)
+void td_ref_gemm(td_queue *q, const td_step *s, const td_gemm *g)
 {
     gemm_job j = {.q = q, .g = g, .n_rows = s->n_rows};
     uint32_t n_w = g->epilogue == TD_EPI_SILU_MUL ? 1 : g->n_out;
@@ -231,7 +231,8 @@ static void logits_item(void *arg, uint32_t item, uint32_t thread)
     }
 }
 
-void ref_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head, float *logits)
+void td_ref_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
+                   float *logits)
 {
     logits_job j = {.q = q, .head = head, .out = logits, .grain = ref_grain(q, head->n_panels)};
     j.rows = (ref_rows){h, head->k, s->logit_rows, s->n_logits};

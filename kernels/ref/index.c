@@ -33,15 +33,15 @@ static void write_item(void *arg, uint32_t t, uint32_t thread)
     const float *sin = j->s->rope_sin + (size_t)t * (a->rope.dims / 2);
     float *buf = ref_scratch(j->q, thread);
     layer_norm(a->k + (size_t)t * a->dims, a->norm->data, a->bias->data, a->eps, a->dims, buf);
-    ref_rope(buf, a->rope, cos, sin);
+    td_ref_rope(buf, a->rope, cos, sin);
     size_t bytes = a->dims * td_dtype_bytes(a->index);
-    ref_store(ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, bytes), buf, a->dims,
-              a->index);
+    td_ref_store(ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, bytes), buf, a->dims,
+                 a->index);
     for (uint32_t h = 0; h < a->n_heads; h++)
-        ref_rope(a->q + ((size_t)t * a->n_heads + h) * a->dims, a->rope, cos, sin);
+        td_ref_rope(a->q + ((size_t)t * a->n_heads + h) * a->dims, a->rope, cos, sin);
 }
 
-void ref_index_write(td_queue *q, const td_step *s, const td_index_write *a)
+void td_ref_index_write(td_queue *q, const td_step *s, const td_index_write *a)
 {
     write_job j = {q, s, a};
     td_pool_run(q->pool, write_item, &j, s->n_rows);
@@ -69,7 +69,7 @@ static void score_item(void *arg, uint32_t item, uint32_t thread)
     uint32_t n = last + 1 - p0 < 64 ? last + 1 - p0 : 64;
     float *keys = ref_scratch(j->q, thread), *out = j->q->scores + (t - j->first) * j->stride + p0;
     size_t bytes = a->dims * td_dtype_bytes(a->index);
-    ref_load(keys, ref_kv_row(j->s, t, p0, a->layer_offset, bytes), n * a->dims, a->index);
+    td_ref_load(keys, ref_kv_row(j->s, t, p0, a->layer_offset, bytes), n * a->dims, a->index);
     for (uint32_t i = 0; i < n; i++) {
         float sum = 0.0f;
         for (uint32_t h = 0; h < a->n_heads; h++) {
@@ -166,7 +166,7 @@ static void select_item(void *arg, uint32_t item, uint32_t thread)
     a->n_selected[t] = have;
 }
 
-void ref_index_select(td_queue *q, const td_step *s, const td_index_select *a)
+void td_ref_index_select(td_queue *q, const td_step *s, const td_index_select *a)
 {
     select_job j = {.q = q, .s = s, .a = a};
     j.stride = ((size_t)s->max_context + 63) / 64 * 64;

@@ -103,14 +103,14 @@ static void route_item(void *arg, uint32_t t, uint32_t thread)
     float *s = a->scores + (size_t)t * a->n_experts;
     for (uint32_t p = 0; p < a->w->n_panels; p++) {
         _Alignas(16) float y[LANES];
-        ref_dot1(a->h + (size_t)t * j->width, ref_panel(a->w, 0, p), 0, j->width, y);
+        td_ref_dot1(a->h + (size_t)t * j->width, ref_panel(a->w, 0, p), 0, j->width, y);
         for (uint32_t l = 0; l < LANES && p * LANES + l < a->n_experts; l++)
             s[p * LANES + l] = td_sigmoid(y[l]);
     }
     choose(a, t);
 }
 
-void ref_route(td_queue *q, const td_step *s, const td_route *a)
+void td_ref_route(td_queue *q, const td_step *s, const td_route *a)
 {
     route_job j = {a, a->w->k};
     td_pool_run(q->pool, route_item, &j, s->n_rows);
@@ -132,8 +132,8 @@ static void gate_up(const moe_job *j, const td_tensor *gate, const td_tensor *up
 {
     _Alignas(16) float g[LANES], u[LANES];
     const float *a = j->a->a + (size_t)t * gate->k;
-    ref_dot1(a, ref_panel(gate, slab, panel), 0, gate->k, g);
-    ref_dot1(a, ref_panel(up, slab, panel), 0, up->k, u);
+    td_ref_dot1(a, ref_panel(gate, slab, panel), 0, gate->k, g);
+    td_ref_dot1(a, ref_panel(up, slab, panel), 0, up->k, u);
     td_silu_mul_n(g, u, g, LANES);
     uint32_t lanes = gate->n - panel * LANES < LANES ? gate->n - panel * LANES : LANES;
     float *out = (float *)act_of(j, t, slot) + (size_t)panel * LANES;
@@ -147,8 +147,8 @@ static void gate_up_pair(const moe_job *j, const td_tensor *gate, const td_tenso
 {
     _Alignas(16) float g[2 * LANES], u[2 * LANES];
     const float *a = j->a->a + (size_t)t[0] * gate->k, *b = j->a->a + (size_t)t[1] * gate->k;
-    ref_dot2(a, b, ref_panel(gate, slab, panel), 0, gate->k, g);
-    ref_dot2(a, b, ref_panel(up, slab, panel), 0, up->k, u);
+    td_ref_dot2(a, b, ref_panel(gate, slab, panel), 0, gate->k, g);
+    td_ref_dot2(a, b, ref_panel(up, slab, panel), 0, up->k, u);
     td_silu_mul_n(g, u, g, 2 * LANES);
     uint32_t lanes = gate->n - panel * LANES < LANES ? gate->n - panel * LANES : LANES;
     for (uint32_t r = 0; r < 2; r++) {
@@ -204,14 +204,14 @@ static void down_row(const moe_job *j, uint32_t panel, uint32_t t)
         for (uint32_t k = 0; k < a->top_k; k++) {
             uint32_t e = a->experts[(size_t)t * a->top_k + k];
             float w = a->weights[(size_t)t * a->top_k + k];
-            ref_dot1(act_of(j, t, k), ref_panel(down, e, panel), k0, k1, y);
+            td_ref_dot1(act_of(j, t, k), ref_panel(down, e, panel), k0, k1, y);
             for (uint32_t l = 0; l < LANES; l++)
                 sum[l] = k ? sum[l] + w * y[l] : w * y[l];
         }
         if (a->shared_down) {
             k0 = s * (j->shared_inner / a->slices);
-            ref_dot1(act_of(j, t, a->top_k), ref_panel(a->shared_down, 0, panel), k0,
-                     k0 + j->shared_inner / a->slices, y);
+            td_ref_dot1(act_of(j, t, a->top_k), ref_panel(a->shared_down, 0, panel), k0,
+                        k0 + j->shared_inner / a->slices, y);
             for (uint32_t l = 0; l < LANES; l++)
                 sum[l] += y[l];
         }
@@ -243,7 +243,7 @@ static void up_row_item(void *arg, uint32_t item, uint32_t thread)
         gate_up(j, gate, up, slab, p, t, k);
 }
 
-void ref_moe(td_queue *q, const td_step *s, const td_moe *a)
+void td_ref_moe(td_queue *q, const td_step *s, const td_moe *a)
 {
     moe_job j = {.q = q, .a = a, .n_rows = s->n_rows, .inner = a->gate->n};
     j.shared_inner = a->shared_gate ? a->shared_gate->n : 0;

@@ -7,7 +7,7 @@
 
 #include "base/banned.h"
 
-void ref_rope(float *x, td_rope_form form, const float *cos, const float *sin)
+void td_ref_rope(float *x, td_rope_form form, const float *cos, const float *sin)
 {
     uint32_t pairs = form.dims / 2;
     uint32_t step = form.interleave ? 2 : 1, other = form.interleave ? 1 : pairs;
@@ -19,7 +19,7 @@ void ref_rope(float *x, td_rope_form form, const float *cos, const float *sin)
     }
 }
 
-void ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t)
+void td_ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t)
 {
     if (t == TD_F32) {
         memcpy(dst, src, n * sizeof *src);
@@ -31,7 +31,7 @@ void ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t)
     }
 }
 
-void ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t)
+void td_ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t)
 {
     if (t == TD_F32) {
         memcpy(dst, src, n * sizeof *dst);
@@ -43,7 +43,7 @@ void ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t)
         u[i] = (uint32_t)h[i] << 16;
 }
 
-void ref_rmsnorm(const float *x, const float *w, float eps, uint32_t n, float *y)
+void td_ref_rmsnorm(const float *x, const float *w, float eps, uint32_t n, float *y)
 {
     float r = 1.0f / sqrtf(ref_dot(x, x, n) / (float)n + eps);
     for (uint32_t i = 0; i < n; i++)
@@ -66,7 +66,7 @@ static void embed_item(void *arg, uint32_t t, uint32_t thread)
         j->x[(size_t)t * w->k + k] = src[(size_t)k * LANES];
 }
 
-void ref_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x)
+void td_ref_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x)
 {
     embed_job j = {s, table, x};
     td_pool_run(q->pool, embed_item, &j, s->n_rows);
@@ -88,7 +88,7 @@ static void norm_item(void *arg, uint32_t t, uint32_t thread)
     if (j->delta)
         for (uint32_t i = 0; i < j->width; i++)
             x[i] += j->delta[at + i];
-    ref_rmsnorm(x, j->w, j->eps, j->width, out);
+    td_ref_rmsnorm(x, j->w, j->eps, j->width, out);
     if (j->out_f32)
         memcpy(j->out_f32 + at, out, j->width * sizeof *out);
     if (j->act == TD_BF16)
@@ -96,8 +96,8 @@ static void norm_item(void *arg, uint32_t t, uint32_t thread)
             out[i] = ref_round(TD_BF16, out[i]);
 }
 
-void ref_add_norm(td_queue *q, const td_step *s, float *x, const float *delta, const td_tensor *w,
-                  float eps, uint32_t width, float *out, float *out_f32)
+void td_ref_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,
+                     const td_tensor *w, float eps, uint32_t width, float *out, float *out_f32)
 {
     norm_job j = {q->o.act, x, out, out_f32, delta, w->data, eps, width};
     td_pool_run(q->pool, norm_item, &j, s->n_rows);
@@ -130,8 +130,8 @@ static void reduce_item(void *arg, uint32_t t, uint32_t thread)
     }
 }
 
-void ref_reduce_slices(td_queue *q, const td_step *s, const float *partial, uint32_t slices,
-                       uint32_t n, float *out)
+void td_ref_reduce_slices(td_queue *q, const td_step *s, const float *partial, uint32_t slices,
+                          uint32_t n, float *out)
 {
     reduce_job j = {partial, out, (size_t)s->n_rows * n, slices, n};
     td_pool_run(q->pool, reduce_item, &j, s->n_rows);

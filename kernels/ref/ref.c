@@ -85,7 +85,7 @@ static void ref_copy(td_queue *q, void *dst, const void *src, size_t bytes)
     memcpy(dst, src, bytes);
 }
 
-float ref_f16_to_f32(uint16_t h)
+float td_ref_f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023u;
     if (e == 0) {
@@ -107,7 +107,7 @@ static float element(const td_weight_src *s, size_t at)
         return f;
     }
     memcpy(&h, (const char *)s->base + at * 2, 2);
-    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : ref_f16_to_f32(h);
+    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : td_ref_f16_to_f32(h);
 }
 
 static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floats)
@@ -179,7 +179,7 @@ static void sample_item(void *arg, uint32_t item, uint32_t thread)
     td_sample_draw((struct td_sample_row *)arg + item);
 }
 
-void ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n)
+void td_ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n)
 {
     td_pool_run(q->pool, sample_item, rows, n);
 }
@@ -198,18 +198,18 @@ const td_backend td_backend_ref = {
     .vector_new = ref_vector_new,
     .weight_free = ref_weight_free,
     .weight_bytes = ref_weight_bytes,
-    .embed = ref_embed,
-    .add_norm = ref_add_norm,
-    .gemm = ref_gemm,
-    .mla_write = ref_mla_write,
-    .index_write = ref_index_write,
-    .index_select = ref_index_select,
-    .attend_mla = ref_attend_mla,
-    .gqa_write = ref_gqa_write,
-    .attend_gqa = ref_attend_gqa,
-    .route = ref_route,
-    .moe = ref_moe,
-    .reduce_slices = ref_reduce_slices,
-    .logits = ref_logits,
-    .sample = ref_sample,
+    .embed = td_ref_embed,
+    .add_norm = td_ref_add_norm,
+    .gemm = td_ref_gemm,
+    .mla_write = td_ref_mla_write,
+    .index_write = td_ref_index_write,
+    .index_select = td_ref_index_select,
+    .attend_mla = td_ref_attend_mla,
+    .gqa_write = td_ref_gqa_write,
+    .attend_gqa = td_ref_attend_gqa,
+    .route = td_ref_route,
+    .moe = td_ref_moe,
+    .reduce_slices = td_ref_reduce_slices,
+    .logits = td_ref_logits,
+    .sample = td_ref_sample,
 };

@@ -72,7 +72,7 @@ static inline float ref_round(td_dtype t, float f)
     return t == TD_BF16 ? ref_bf16_to_f32(ref_f32_to_bf16(f)) : f;
 }
 
-float ref_f16_to_f32(uint16_t h);
+float td_ref_f16_to_f32(uint16_t h);
 
 /* Fixed tree over 16 lane sums: vectors pairwise, then lanes pairwise. */
 static inline float ref_join(const v4 s[4])
@@ -114,7 +114,7 @@ static inline float ref_sum(const float *a, uint32_t n)
 }
 
 /* Rotate the first 2 * pairs values of x in place. */
-void ref_rope(float *x, td_rope_form form, const float *cos, const float *sin);
+void td_ref_rope(float *x, td_rope_form form, const float *cos, const float *sin);
 /* Where position pos of row t's sequence has its row of row_bytes. */
 static inline uint8_t *ref_kv_row(const td_step *s, uint32_t t, uint32_t pos, uint64_t layer_offset,
                                   size_t row_bytes)
@@ -122,10 +122,10 @@ static inline uint8_t *ref_kv_row(const td_step *s, uint32_t t, uint32_t pos, ui
     uint32_t block = s->tables[(size_t)s->seq_of[t] * s->table_stride + pos / 64];
     return s->kv_base + block * s->block_bytes + layer_offset + (pos % 64) * row_bytes;
 }
-void ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t);
-void ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t);
+void td_ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t);
+void td_ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t);
 /* y = rmsnorm(x) * w before rounding. */
-void ref_rmsnorm(const float *x, const float *w, float eps, uint32_t n, float *y);
+void td_ref_rmsnorm(const float *x, const float *w, float eps, uint32_t n, float *y);
 
 /* out[t][n] for n in a panel: dots of rows rows[0..n_rows) of a with one panel over [k0, k1). Used
  * by gemm, moe, route. */
@@ -141,9 +141,9 @@ static inline uint32_t ref_row(const ref_rows *r, uint32_t i)
     return r->list ? r->list[i] : i;
 }
 /* One or two rows against one panel. */
-void ref_dot1(const float *a, const float *panel, uint32_t k0, uint32_t k1, float out[LANES]);
-void ref_dot2(const float *a, const float *b, const float *panel, uint32_t k0, uint32_t k1,
-              float out[2 * LANES]);
+void td_ref_dot1(const float *a, const float *panel, uint32_t k0, uint32_t k1, float out[LANES]);
+void td_ref_dot2(const float *a, const float *b, const float *panel, uint32_t k0, uint32_t k1,
+                 float out[2 * LANES]);
 
 /* Cut n units into at most 4 items a thread; returns units per item (>= 1). */
 static inline uint32_t ref_grain(const td_queue *q, uint32_t n)
@@ -153,22 +153,22 @@ static inline uint32_t ref_grain(const td_queue *q, uint32_t n)
     return g ? g : 1;
 }
 
-void ref_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x);
-void ref_add_norm(td_queue *q, const td_step *s, float *x, const float *delta, const td_tensor *w,
-                  float eps, uint32_t width, float *out, float *out_f32);
-void ref_gemm(td_queue *q, const td_step *s, const td_gemm *g);
-void ref_mla_write(td_queue *q, const td_step *s, const td_mla_write *a);
-void ref_index_write(td_queue *q, const td_step *s, const td_index_write *a);
-void ref_index_select(td_queue *q, const td_step *s, const td_index_select *a);
-void ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a);
-void ref_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a);
-void ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a);
-void ref_route(td_queue *q, const td_step *s, const td_route *a);
-void ref_moe(td_queue *q, const td_step *s, const td_moe *a);
-void ref_reduce_slices(td_queue *q, const td_step *s, const float *partial, uint32_t slices,
-                       uint32_t n, float *out);
-void ref_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
-                float *logits);
-void ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n);
+void td_ref_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x);
+void td_ref_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,
+                     const td_tensor *w, float eps, uint32_t width, float *out, float *out_f32);
+void td_ref_gemm(td_queue *q, const td_step *s, const td_gemm *g);
+void td_ref_mla_write(td_queue *q, const td_step *s, const td_mla_write *a);
+void td_ref_index_write(td_queue *q, const td_step *s, const td_index_write *a);
+void td_ref_index_select(td_queue *q, const td_step *s, const td_index_select *a);
+void td_ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a);
+void td_ref_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a);
+void td_ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a);
+void td_ref_route(td_queue *q, const td_step *s, const td_route *a);
+void td_ref_moe(td_queue *q, const td_step *s, const td_moe *a);
+void td_ref_reduce_slices(td_queue *q, const td_step *s, const float *partial, uint32_t slices,
+                          uint32_t n, float *out);
+void td_ref_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
+                   float *logits);
+void td_ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n);
 
 #endif

@@ -140,7 +140,7 @@ static double row_error(const float *got, const float *want, uint32_t vocab)
  */
 static double follow(golden *g, test_engine *t, size_t n_prompt)
 {
-    uint64_t n_ids, n_rows, vocab;
+    uint64_t n_ids = 0, n_rows = 0, vocab = 0;
     const uint32_t *ids = data(g, "ids", &n_ids, NULL);
     const int32_t *rows = data(g, "rows", &n_rows, NULL);
     const float *want = data(g, "logits", NULL, &vocab), *gap = data(g, "gap", NULL, NULL);
@@ -192,7 +192,7 @@ static void check_golden(const char *name, const tolerance *tol)
     td_err err = {0};
     json_t *doc = NULL, *config = NULL;
     td_st *st = NULL;
-    snprintf(path, sizeof path, "%s/tests/goldens/%s/golden.json", TD_SOURCE_DIR, name);
+    snprintf(path, sizeof path, "%s/tests/goldens/%.200s/golden.json", TD_SOURCE_DIR, name);
     if (td_json_load(path, NULL, &doc, &err) < 0)
         fail_msg("%s", err.text);
     const char *dtype = json_string_value(json_object_get(doc, "dtype"));
@@ -200,7 +200,7 @@ static void check_golden(const char *name, const tolerance *tol)
         json_decref(doc);
         return;
     }
-    snprintf(path, sizeof path, "%s/tests/goldens/%s/golden.safetensors", TD_SOURCE_DIR, name);
+    snprintf(path, sizeof path, "%s/tests/goldens/%.200s/golden.safetensors", TD_SOURCE_DIR, name);
     if (td_st_open_file(path, &st, &err) < 0)
         fail_msg("%s", err.text);
     snprintf(path, sizeof path, "%s/%s/config.json", TD_SOURCE_DIR,
@@ -237,7 +237,8 @@ static void check_all(const tolerance *tol)
     assert_non_null(d);
     for (struct dirent *e; (e = readdir(d)) && n < 64;) {
         char path[1024];
-        snprintf(path, sizeof path, "%s/tests/goldens/%s/golden.json", TD_SOURCE_DIR, e->d_name);
+        snprintf(path, sizeof path, "%s/tests/goldens/%.200s/golden.json", TD_SOURCE_DIR,
+                 e->d_name);
         if (e->d_name[0] != '.' && access(path, R_OK) == 0)
             snprintf(names[n++], NAME, "%s", e->d_name);
     }

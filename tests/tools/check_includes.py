@@ -82,7 +82,7 @@ def never_rule(path, name):
 
 def order_rule(path, found):
     """A .c file: its own header first if there is one, base/banned.h last. A thin main.c calls one function."""
-    names = [name for _, _, name in found if not name.endswith((".def", "_body.h"))]
+    names = [name for _, _, name in found if not name.endswith((".def", ".inc"))]
     own = str(path.with_suffix(".h"))
     if path.name == "main.c" and len(names) == 1:
         return None
