@@ -329,7 +329,7 @@ static void make_stamp(char *out, size_t n)
 
 static int parse(bench *b, int argc, char **argv)
 {
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc; i += 2) {
         const char *v = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--") == 0) {
             b->extra = argv + i + 1;
@@ -347,7 +347,6 @@ static int parse(bench *b, int argc, char **argv)
             b->n_requests = (unsigned)strtoul(v, NULL, 10);
         else
             return -EINVAL;
-        i++;
     }
     return b->n_tokens >= 2 && b->n_requests >= 1 && b->n_requests <= REQUESTS_MAX ? 0 : -EINVAL;
 }

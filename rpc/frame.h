@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The 24-byte preamble in front of every message (api: wire major 1). Little-endian, fixed. Pure; any thread. */
+/* The 24-byte preamble in front of every message (api: wire major 1). Little-endian, fixed. Pure;
+ * any thread. */
 #ifndef TD_RPC_FRAME_H
 #define TD_RPC_FRAME_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TD_PREAMBLE_BYTES = 24, TD_WIRE_MAGIC = 0x4454 /* "TD" */, TD_WIRE_MAJOR = 1, TD_WIRE_MINOR = 0 };
+enum {
+    TD_PREAMBLE_BYTES = 24,
+    TD_WIRE_MAGIC = 0x4454 /* "TD" */,
+    TD_WIRE_MAJOR = 1,
+    TD_WIRE_MINOR = 0
+};
 
 typedef enum td_frame_type {
     TD_FRAME_HELLO = 1,
@@ -32,9 +38,9 @@ enum { TD_FRAME_IGNORABLE = 1 }; /* flag bit 0: skip when the type is unknown */
 typedef struct td_preamble {
     uint8_t major, minor, type, flags;
     uint16_t n_attachments; /* frames behind the body */
-    uint64_t stream;        /* odd from the binding side, even from the dialling side; 0 = session */
-    uint32_t sequence;      /* per stream and direction, from 0 */
-    uint32_t session;       /* number of the pair's session from WELCOME; 0 in HELLO */
+    uint64_t stream;   /* odd from the binding side, even from the dialling side; 0 = session */
+    uint32_t sequence; /* per stream and direction, from 0 */
+    uint32_t session;  /* number of the pair's session from WELCOME; 0 in HELLO */
 } td_preamble;
 
 void td_preamble_pack(const td_preamble *p, uint8_t out[TD_PREAMBLE_BYTES]);
