@@ -10,7 +10,7 @@ static const char open_tag[] = "<think>", close_tag[] = "</think>";
 void td_reasoning_init(td_reasoning *r, int starts_inside)
 {
     /* an answer that never had tags keeps its leading white space */
-    *r = (td_reasoning){.inside = starts_inside != 0, .started = !starts_inside};
+    *r = (td_reasoning){.inside = starts_inside != 0, .started = !starts_inside, .may_open = 1};
     td_strbuf_init(&r->space);
 }
 
@@ -42,11 +42,17 @@ static void put(td_reasoning *r, char c, td_strbuf *reasoning, td_strbuf *conten
     td_strbuf_reset(&r->space);
     td_strbuf_addc(out, c);
     r->started = 1;
+    r->may_open = 0;
 }
 
-static const char *tag(const td_reasoning *r)
+/* The tag that c would continue or begin. The opening one counts only before any text: later it is
+ * what the answer says. */
+static const char *tag(const td_reasoning *r, char c)
 {
-    return r->inside ? close_tag : open_tag;
+    int opening = r->may_open && r->n_held && (r->n_held == 1 ? c : r->held[1]) == open_tag[1];
+    if (r->inside)
+        return opening ? open_tag : close_tag;
+    return r->may_open ? open_tag : NULL;
 }
 
 static void held_was_text(td_reasoning *r, td_strbuf *reasoning, td_strbuf *content)
@@ -58,11 +64,12 @@ static void held_was_text(td_reasoning *r, td_strbuf *reasoning, td_strbuf *cont
 
 static void step(td_reasoning *r, char c, td_strbuf *reasoning, td_strbuf *content)
 {
-    const char *t = tag(r);
+    const char *t = tag(r, c);
     /* '<' occurs only at a tag's start: a mismatch can begin a tag only at this very byte */
-    if (c != t[r->n_held]) {
+    if (!t || c != t[r->n_held]) {
         held_was_text(r, reasoning, content);
-        if (c != t[0]) {
+        t = tag(r, c);
+        if (!t || c != t[0]) {
             put(r, c, reasoning, content);
             return;
         }
@@ -71,8 +78,8 @@ static void step(td_reasoning *r, char c, td_strbuf *reasoning, td_strbuf *conte
     if (t[r->n_held])
         return;
     r->n_held = 0;
-    r->inside = !r->inside;
-    r->started = 0;
+    r->inside = t == open_tag;
+    r->started = r->may_open = 0;
     td_strbuf_reset(&r->space);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Split streamed GLM output into reasoning and content at <think> and </think>. A suffix that may
- * be the beginning of a tag is held back, so the result does not depend on how the text arrives in
- * pieces. One thread at a time. */
+/* Split streamed GLM output into reasoning and content at </think>; a <think> counts only at the
+ * very beginning, and neither after that: an answer may speak of the tags. A suffix that may be the
+ * beginning of a tag is held back, so the result does not depend on how the text arrives in pieces.
+ * One thread at a time. */
 #ifndef TD_TEXT_REASONING_H
 #define TD_TEXT_REASONING_H
 
@@ -11,6 +12,7 @@
 
 typedef struct td_reasoning {
     int inside;   /* between the tags */
+    int may_open; /* no tag and no text yet: <think> would be a tag */
     int started;  /* something other than white space was seen since the last switch */
     char held[8]; /* beginning of a possible tag */
     unsigned char n_held;
