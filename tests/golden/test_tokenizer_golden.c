@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Promise: token ids and decoded text are those of the Python package `tokenizers`, for the split patterns, normalizers and
- * added tokens of the models served. Goldens: tests/goldens/make_tokenizers.py. */
+/* Promise: token ids and decoded text are those of the Python package `tokenizers`, for the split
+ * patterns, normalizers and added tokens of the models served. Goldens:
+ * tests/goldens/make_tokenizers.py. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -51,7 +52,8 @@ static void show(const char *name, size_t i, const td_ids *got, const json_t *wa
 }
 
 /* Returns 1 on a difference. */
-static int check_encode(const td_tokenizer *t, const char *name, size_t i, int flags, const json_t *want)
+static int check_encode(const td_tokenizer *t, const char *name, size_t i, int flags,
+                        const json_t *want)
 {
     const json_t *text = json_array_get(texts, i);
     td_ids ids = {0};
@@ -67,7 +69,8 @@ static int check_count(const td_tokenizer *t, size_t i, size_t want)
 {
     const json_t *text = json_array_get(texts, i);
     td_ids ids = {0};
-    int r = td_tokenizer_encode(t, json_string_value(text), json_string_length(text), TD_ENCODE_SPECIAL, &ids);
+    int r = td_tokenizer_encode(t, json_string_value(text), json_string_length(text),
+                                TD_ENCODE_SPECIAL, &ids);
     int bad = r < 0 || ids.n != want;
     td_ids_done(&ids);
     return bad;
@@ -85,8 +88,10 @@ static int check_decode(const td_tokenizer *t, const char *name, const json_t *c
         td_strbuf out;
         td_strbuf_init(&out);
         int r = td_tokenizer_decode(t, ids, n, skip, &out);
-        if (r < 0 || out.len != json_string_length(want) || memcmp(out.data, json_string_value(want), out.len) != 0) {
-            print_error("%s: decode: got '%s' want '%s'\n", name, out.data, json_string_value(want));
+        if (r < 0 || out.len != json_string_length(want) ||
+            memcmp(out.data, json_string_value(want), out.len) != 0) {
+            print_error("%s: decode: got '%s' want '%s'\n", name, out.data,
+                        json_string_value(want));
             bad = 1;
         }
         td_strbuf_done(&out);
@@ -111,7 +116,8 @@ static void check(const char *name)
         json_t *plain = json_object_get(json_object_get(cases, "plain"), key);
         bad += check_encode(t, name, i, 0, ids);
         bad += check_encode(t, name, i, TD_ENCODE_NO_PARSE, plain ? plain : ids);
-        bad += check_count(t, i, (size_t)json_integer_value(json_array_get(json_object_get(cases, "special"), i)));
+        bad += check_count(
+            t, i, (size_t)json_integer_value(json_array_get(json_object_get(cases, "special"), i)));
     }
     td_ids around = {0};
     td_tokenizer_encode(t, "x", 1, TD_ENCODE_SPECIAL, &around);
@@ -155,9 +161,10 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_glm),      cmocka_unit_test(golden_llama3), cmocka_unit_test(golden_qwen),
-        cmocka_unit_test(golden_gpt2),     cmocka_unit_test(golden_spaced), cmocka_unit_test(golden_deepseek),
-        cmocka_unit_test(golden_o200k),    cmocka_unit_test(golden_behaviors),
+        cmocka_unit_test(golden_glm),    cmocka_unit_test(golden_llama3),
+        cmocka_unit_test(golden_qwen),   cmocka_unit_test(golden_gpt2),
+        cmocka_unit_test(golden_spaced), cmocka_unit_test(golden_deepseek),
+        cmocka_unit_test(golden_o200k),  cmocka_unit_test(golden_behaviors),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
