@@ -440,11 +440,12 @@ void td_push_cancel(td_push *s, uint32_t code, uint64_t now_us)
 
 /* ---- the turn ---- */
 
-static void on_ack(td_pusher *p, const td_wire_ack *ack, uint64_t now_us)
+static void on_ack(td_pusher *p, const peer *from, const td_wire_ack *ack, uint64_t now_us)
 {
     for (td_list *l = p->pushes.next; l != &p->pushes; l = l->next) {
         td_push *s = TD_LIST_ENTRY(l, td_push, node);
-        if (memcmp(s->t.key.id, ack->key.id, 16) != 0)
+        /* a ticket is answered on its own connection; another's word is nobody's */
+        if (s->peer != from || memcmp(s->t.key.id, ack->key.id, 16) != 0)
             continue;
         td_out_event e = {.kind = TD_OUT_ACK,
                           .key = &ack->key,
@@ -478,7 +479,7 @@ static void receive(td_pusher *p, peer *e, uint64_t now_us)
             count(&p->stats.drops[TD_DROP_FORMAT], 1);
             continue;
         }
-        on_ack(p, &ack, now_us);
+        on_ack(p, e, &ack, now_us);
     }
 }
 

@@ -185,6 +185,10 @@ void td_http_stream_end(td_http_req *r)
     TD_BUG_ON(!r->streaming);
     if (!c)
         return;
+    if (r->slow) { /* a write was refused: an answer with a hole must not look whole */
+        td_http_conn_answered(c, 0);
+        return;
+    }
     if (r->chunked && !r->no_body)
         out_text(c, "0\r\n\r\n");
     td_http_conn_answered(c, r->chunked && keep_of(r));

@@ -175,7 +175,8 @@ static void see_flags(td_prefill_lane *l)
         if (atomic_load(&j->abort))
             continue;
         if (code)
-            fail(l, j, code, TD_ERROR_CANCELLED, "cancelled");
+            fail(l, j, code, code == TD_DEADLINE_EXCEEDED ? TD_ERROR_DEADLINE : TD_ERROR_CANCELLED,
+                 "cancelled");
         else if (stop)
             fail(l, j, TD_UNAVAILABLE, TD_ERROR_DRAINING, "the worker ends");
         else if (!j->closed && atomic_load(&j->failed))

@@ -69,13 +69,16 @@ static void emit_text(td_choice *c, const td_strbuf *text)
 /* Returns 1 when a stop string was completed. */
 static int add_text(td_choice *c, const td_strbuf *piece)
 {
+    int hit = 0;
     if (!c->stops) {
         emit_text(c, piece);
-        return 0;
+    } else {
+        td_strbuf_reset(&c->scratch_b);
+        hit = td_stops_add(c->stops, piece->data, piece->len, &c->scratch_b);
+        emit_text(c, &c->scratch_b);
     }
-    td_strbuf_reset(&c->scratch_b);
-    int hit = td_stops_add(c->stops, piece->data, piece->len, &c->scratch_b);
-    emit_text(c, &c->scratch_b);
+    if (piece->failed || c->scratch_b.failed) /* the next reset would forget it */
+        c->content_text.failed = 1;
     return hit;
 }
 
@@ -105,6 +108,12 @@ static int add_id(td_choice *c, uint32_t id)
     return c->scratch_a.len ? add_text(c, &c->scratch_a) : 0;
 }
 
+/* Anything that ran out of memory lost text. */
+static int failed(const td_choice *c)
+{
+    return c->content_text.failed || c->reasoning_text.failed || c->ids.failed;
+}
+
 int td_choice_add(td_choice *c, const td_gen_run *run)
 {
     for (size_t i = 0; i < run->n && !c->finished; i++) {
@@ -132,7 +141,7 @@ int td_choice_add(td_choice *c, const td_gen_run *run)
         if (last && run->finish)
             end(c, "length", 1);
     }
-    return c->content_text.failed || c->reasoning_text.failed ? -ENOMEM : 0;
+    return failed(c) ? -ENOMEM : 0;
 }
 
 int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs,
@@ -148,7 +157,7 @@ int td_choice_echo(td_choice *c, const td_prompt *prompt, const float *logprobs,
         for (size_t i = 0; i < n && i + 1 < prompt->n_ids; i++)
             add_lp(c, prompt->ids[i + 1], logprobs[i], top ? &top[i] : NULL);
     }
-    return c->content_text.failed ? -ENOMEM : 0;
+    return failed(c) ? -ENOMEM : 0;
 }
 
 int td_choice_pending(const td_choice *c)

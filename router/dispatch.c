@@ -111,6 +111,7 @@ static td_sched_verdict place(td_gen *g)
     if (v != TD_SCHED_OK)
         return v;
     td_life_event ev = {.kind = TD_LIFE_EV_PAIR};
+    td_arena_reset(&d->scratch); /* a turn may place many; nothing of the last one is borrowed */
     td_admit_take(&d->admit, &g->entry);
     uint64_t waited = td_now_us() - g->queued_us;
     g->usage.queue_us += waited;

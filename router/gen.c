@@ -158,6 +158,10 @@ static void start_leg(td_gen *g, td_leg leg)
     int e = td_leg_start(g, leg);
     if (e == 0)
         return;
+    if (e == -ENOMEM) { /* ours, not the worker's */
+        on_out_of_memory(g);
+        return;
+    }
     td_life_event ev = {.kind = TD_LIFE_EV_STATUS,
                         .attempt = attempt,
                         .leg = leg,

@@ -70,8 +70,30 @@ static const td_params *params(const generate *g)
 
 /* ---- output ---- */
 
+static void fail(generate *g, td_error error, const char *text, uint32_t retry_after_ms)
+{
+    if (g->error)
+        return;
+    g->error = error;
+    g->retry_after_ms = retry_after_ms;
+    snprintf(g->error_text, sizeof g->error_text, "%s", text ? text : "");
+}
+
+static void cancel_legs(generate *g)
+{
+    for (uint32_t i = 0; i < TD_PROMPTS_MAX; i++)
+        if (g->legs[i].gen)
+            td_gen_cancel(g->legs[i].gen);
+}
+
 static void write_out(generate *g)
 {
+    if (g->out.failed) { /* a chunk is lost: the stream must end in an error, not look whole */
+        td_strbuf_reset(&g->out);
+        fail(g, TD_ERROR_OVERLOADED, "out of memory", 0);
+        cancel_legs(g);
+        return;
+    }
     if (g->req && g->out.len)
         td_http_stream_write(g->req, g->out.data, g->out.len);
     td_strbuf_reset(&g->out);
@@ -129,7 +151,10 @@ static void end_stream(generate *g)
         td_shape_usage_chunk(&g->out, &g->shape, &g->usage);
     td_shape_done(&g->out);
     write_out(g);
-    td_http_stream_end(g->req);
+    if (g->error)
+        td_http_stream_abort(g->req);
+    else
+        td_http_stream_end(g->req);
 }
 
 static size_t common_headers(const generate *g, td_http_header *h, char seed[24])
@@ -190,22 +215,6 @@ static void end(generate *g)
         g->error = g->error ? g->error : TD_ERROR_CANCELLED;
     }
     log_end(g);
-}
-
-static void fail(generate *g, td_error error, const char *text, uint32_t retry_after_ms)
-{
-    if (g->error)
-        return;
-    g->error = error;
-    g->retry_after_ms = retry_after_ms;
-    snprintf(g->error_text, sizeof g->error_text, "%s", text ? text : "");
-}
-
-static void cancel_legs(generate *g)
-{
-    for (uint32_t i = 0; i < TD_PROMPTS_MAX; i++)
-        if (g->legs[i].gen)
-            td_gen_cancel(g->legs[i].gen);
 }
 
 /* ---- from the dispatcher ---- */
@@ -286,11 +295,31 @@ static void client_left(void *arg, td_http_req *req)
     cancel_legs(g); /* on_end of each follows from the loop */
 }
 
+/* What workers know the prompt by. A name that the client chose is made the tenant's own: one key
+ * can neither block nor probe another's. */
+static void leg_id(const generate *g, uint32_t i, char out[100])
+{
+    const td_params *p = params(g);
+    uint8_t raw[16];
+    char hex[33];
+    if (!p->request_id && p->n_prompts == 1) {
+        snprintf(out, 100, "%.64s", g->id);
+        return;
+    }
+    td_hash h;
+    td_hash_init(&h, NULL, 0, sizeof raw);
+    td_hash_add_field(&h, g->tenant.ptr, g->tenant.len);
+    td_hash_add_field(&h, g->id, strlen(g->id));
+    td_hash_add(&h, &i, sizeof i);
+    td_hash_final(&h, raw);
+    snprintf(out, 100, "%.40s#%.16s", g->id, td_hex(raw, sizeof raw, hex));
+}
+
 static int submit(generate *g, uint32_t i)
 {
     const td_params *p = params(g);
     char id[100];
-    snprintf(id, sizeof id, p->n_prompts > 1 ? "%.58s/%u" : "%.64s", g->id, i);
+    leg_id(g, i, id);
     td_gen_spec spec = {.request_id = td_str_of(id),
                         .tenant = g->tenant,
                         .prompt = p->prompts[i].ids,

@@ -80,7 +80,7 @@ static void finish(generate *g, td_error error, const char *text, uint32_t retry
 
 /* ---- output ---- */
 
-static void gather(generate *g)
+static int gather(generate *g)
 {
     td_choice *c = &g->choice;
     td_strbuf_add(&g->text, c->content_text.data, c->content_text.len);
@@ -88,6 +88,7 @@ static void gather(generate *g)
     for (size_t i = 0; i < c->ids.n; i++)
         td_ids_add(&g->ids, c->ids.data[i]);
     td_choice_clear(c);
+    return g->text.failed || g->reasoning.failed || g->ids.failed ? -ENOMEM : 0;
 }
 
 /* Send what waits; without credit it stays and grows (text streams compress well). Last: with the
@@ -130,11 +131,18 @@ static void pump(void *arg)
     generate *g = arg;
     if (!g->call || !g->have_choice)
         return;
-    gather(g);
+    int r = gather(g);
+    if (r < 0) {
+        finish(g, TD_ERROR_OVERLOADED, "out of memory", 0);
+        if (g->gen)
+            td_gen_cancel(g->gen);
+        release(g);
+        return;
+    }
     int last = g->choice.finished && !g->in_gen;
     if (!last && !g->text.len && !g->reasoning.len && !g->ids.n)
         return;
-    int r = send_reply(g, last);
+    r = send_reply(g, last);
     if (r == -EAGAIN)
         return; /* on_credit calls again */
     if (r < 0)

@@ -154,14 +154,39 @@ static int is_array(const ProtobufCBinaryData *b, size_t n)
     return b->len == n * 4 && ((uintptr_t)b->data & 3) == 0;
 }
 
-static const td_gen_top *top_views(td_dispatch *d, Tandem__V1__TopLogprob *const *top, size_t n)
+/* Logprobs become JSON: nothing but numbers up to 0 (and -inf, which has a form there). */
+static int are_logprobs(const ProtobufCBinaryData *b, size_t n)
 {
+    const float *v = (const float *)(const void *)b->data;
+    if (!is_array(b, n))
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        if (!(v[i] <= 1e-3f))
+            return 0;
+    return 1;
+}
+
+static int are_ids(const td_dispatch *d, const ProtobufCBinaryData *b, size_t n)
+{
+    const uint32_t *v = (const uint32_t *)(const void *)b->data;
+    if (!is_array(b, n))
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        if (v[i] >= d->config.vocab_size)
+            return 0;
+    return 1;
+}
+
+static const td_gen_top *top_views(const td_gen *g, Tandem__V1__TopLogprob *const *top, size_t n)
+{
+    td_dispatch *d = g->dispatch;
     td_gen_top *v = td_arena_alloc_array(&d->scratch, n, sizeof *v);
     if (!v)
         return NULL;
     for (size_t i = 0; i < n; i++) {
         size_t k = top[i]->ids.len / 4;
-        if (!is_array(&top[i]->ids, k) || !is_array(&top[i]->logprobs, k))
+        if (k > g->spec.top_logprobs || !are_ids(d, &top[i]->ids, k) ||
+            !are_logprobs(&top[i]->logprobs, k))
             return NULL;
         v[i] = (td_gen_top){(const uint32_t *)(const void *)top[i]->ids.data,
                             (const float *)(const void *)top[i]->logprobs.data, (uint32_t)k};
@@ -175,11 +200,8 @@ int td_wire_run(td_gen *g, const struct Tandem__V1__TokenRun *m, td_life_run *re
     size_t n = m->ids.len / 4;
     const uint32_t *ids = (const uint32_t *)(const void *)m->ids.data;
     td_gen_run r = {.choice = m->choice, .index = m->index, .ids = ids, .n = n};
-    if (n == 0 || n > g->spec.max_tokens || !is_array(&m->ids, n))
+    if (n == 0 || n > g->spec.max_tokens || !are_ids(g->dispatch, &m->ids, n))
         return -EBADMSG;
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] >= g->dispatch->config.vocab_size)
-            return -EBADMSG;
     if (m->has_finish && m->finish != TANDEM__V1__FINISH__FINISH_NONE) {
         if (m->finish != TANDEM__V1__FINISH__FINISH_STOP &&
             m->finish != TANDEM__V1__FINISH__FINISH_LENGTH)
@@ -187,11 +209,11 @@ int td_wire_run(td_gen *g, const struct Tandem__V1__TokenRun *m, td_life_run *re
         r.finish = m->finish == TANDEM__V1__FINISH__FINISH_STOP ? 1 : 2;
     }
     if (g->spec.logprobs) {
-        if (!m->has_logprobs || !is_array(&m->logprobs, n))
+        if (!m->has_logprobs || !are_logprobs(&m->logprobs, n))
             return -EBADMSG;
         r.logprobs = (const float *)(const void *)m->logprobs.data;
         if (g->spec.top_logprobs) {
-            r.top = m->n_top == n ? top_views(g->dispatch, m->top, n) : NULL;
+            r.top = m->n_top == n ? top_views(g, m->top, n) : NULL;
             if (!r.top)
                 return -EBADMSG;
         }
@@ -205,11 +227,11 @@ int td_wire_prompt(td_gen *g, const struct Tandem__V1__PromptLogprobs *m,
                    const float **ret_logprobs, const td_gen_top **ret_top)
 {
     size_t n = g->spec.n_prompt - 1;
-    if (!is_array(&m->logprobs, n))
+    if (!are_logprobs(&m->logprobs, n))
         return -EBADMSG;
     const td_gen_top *top = NULL;
     if (g->spec.top_logprobs) {
-        top = m->n_top == n ? top_views(g->dispatch, m->top, n) : NULL;
+        top = m->n_top == n ? top_views(g, m->top, n) : NULL;
         if (!top)
             return -EBADMSG;
     }

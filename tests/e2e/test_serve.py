@@ -171,6 +171,20 @@ def error_shapes():
     srv.chat("still there?", max_tokens=2)
 
 
+def request_ids():
+    """A client's id comes back; while it runs it is taken, afterwards it is free."""
+    body = {"messages": [{"role": "user", "content": "hi"}], "request_id": "my-id", "max_tokens": 400, "ignore_eos": True}
+    s = srv.stream("/v1/chat/completions", body)
+    check(s.headers["x-request-id"] == "my-id", s.headers)
+    status, _, data = srv.request("POST", "/v1/chat/completions", {**body, "max_tokens": 1})
+    check(status == 409 and json.loads(data)["error"]["code"] == "conflict", (status, data))
+    out, _, error = s.collect()
+    check(error is None and s.events[0]["id"] == "my-id", error)
+    end = time.monotonic() + 5 * SLOW
+    while srv.request("POST", "/v1/chat/completions", {**body, "max_tokens": 1})[0] == 409:
+        check(time.monotonic() < end, "the id is still taken")
+
+
 def unknown_fields_are_named():
     status, headers, _ = srv.request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}],
                                                                        "max_tokens": 1, "frobnicate": 3, "user": "u"})
@@ -207,6 +221,6 @@ def disconnect_frees_everything():
 if __name__ == "__main__":
     with Server() as srv:
         main(three_processes, chat_answers, stream_equals_whole, seeds, thinking_switch, max_tokens_and_stop, completions_forms,
-             logprobs, tokenize_round_trip, models_and_health, error_shapes, unknown_fields_are_named, prefix_cache_is_told,
+             logprobs, tokenize_round_trip, models_and_health, error_shapes, request_ids, unknown_fields_are_named, prefix_cache_is_told,
              disconnect_frees_everything, answer_is_right)
     check(srv.proc.returncode == 0, f"exit status {srv.proc.returncode}")
