@@ -575,6 +575,40 @@ static void slow_reader_is_closed_and_told_apart(void **state)
     close(fd);
 }
 
+/* A refused last write, then the ordinary end in the same turn: the client must not see a whole
+ * answer with a hole in it. */
+static void refused_write_never_ends_well(void **state)
+{
+    fixture *f = *state;
+    f->cfg.max_backlog_bytes = 4096;
+    serve(f);
+    char chunk[3000];
+    memset(chunk, 'x', sizeof chunk);
+    td_strbuf out;
+    td_strbuf_init(&out);
+    int fd = dial(f);
+    put(f, fd, "GET /stream HTTP/1.1\r\n" H "\r\n", 33);
+    turns(f, 3);
+    assert_int_equal(td_http_stream_write(f->held, chunk, sizeof chunk), 0);
+    assert_int_equal(td_http_stream_write(f->held, chunk, sizeof chunk), -ENOBUFS);
+    td_http_on_close(f->held, NULL, NULL);
+    td_http_stream_end(f->held);
+    f->held = NULL;
+    for (int i = 0; i < 50; i++) {
+        char buf[4096];
+        turns(f, 1);
+        ssize_t n = recv(fd, buf, sizeof buf, MSG_DONTWAIT);
+        if (n > 0)
+            td_strbuf_add(&out, buf, (size_t)n);
+        if (n == 0)
+            break;
+    }
+    assert_true(out.len > 3000);
+    assert_null(memmem(out.data, out.len, "\r\n0\r\n\r\n", 7));
+    td_strbuf_done(&out);
+    close(fd);
+}
+
 static void reader_that_takes_nothing_is_closed(void **state)
 {
     fixture *f = *state;
@@ -962,6 +996,7 @@ int main(void)
         T(a_client_that_leaves_is_noticed_while_idle),
         T(half_closed_client_gets_its_answer),
         T(slow_reader_is_closed_and_told_apart),
+        T(refused_write_never_ends_well),
         T(reader_that_takes_nothing_is_closed),
         T(big_answer_arrives_whole),
         T(two_thousand_connects_are_quick),
