@@ -5,8 +5,8 @@
  * First come, first served: the step's rows go to the oldest job until its prompt is computed, what
  * is left to the next ones, so that short prompts behind a long one fill its last chunk but never
  * delay it. A job starts (takes its blocks) only when every block of its prompt can be had at once,
- * and none overtakes the first job that waits for blocks: no prompt stalls half-way, none starves.
- * The tokens of a job do not depend on how it was cut (promise 1). */
+ * and none that has not started overtakes the first job that waits for blocks; who holds blocks
+ * goes on. The tokens of a job do not depend on how it was cut (promise 1). */
 #ifndef TD_PREFILL_WORKER_BATCH_H
 #define TD_PREFILL_WORKER_BATCH_H
 

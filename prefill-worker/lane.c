@@ -114,10 +114,7 @@ static int check_job(td_prefill_lane *l, td_job *j, td_err *err)
         if (r < 0)
             return r;
     }
-    if (!j->request.prompt_logprobs)
-        return 0;
-    j->prompt_lp = calloc(j->request.n_prompt, sizeof *j->prompt_lp);
-    return j->prompt_lp ? 0 : td_err_set(err, -ENOMEM, "prompt logprobs: out of memory");
+    return 0;
 }
 
 static void arrive(td_prefill_lane *l, td_job *j)
@@ -255,7 +252,10 @@ static int start(td_prefill_lane *l, td_job *j)
             j->cached_tokens = (uint32_t)TD_MIN(covered, j->request.n_prompt);
         j->attached = 1;
     }
-    if (td_seq_reserve(s, t->n_ids) < 0)
+    /* not on arrival: a queue of long prompts would hold rows that nobody computes yet */
+    if (j->request.prompt_logprobs && !j->prompt_lp)
+        j->prompt_lp = calloc(j->request.n_prompt, sizeof *j->prompt_lp);
+    if ((j->request.prompt_logprobs && !j->prompt_lp) || td_seq_reserve(s, t->n_ids) < 0)
         return -ENOSPC;
     if (!j->started_us) {
         j->started_us = td_now_us();
@@ -368,10 +368,12 @@ static uint32_t samples_of(const td_job *j, uint32_t n_tokens)
 static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
 {
     uint32_t n = 0;
+    int full = 0; /* nobody overtakes, but who holds blocks goes on */
     for (uint32_t i = 0; i < n_picks; i++) {
         td_job *j = l->viewed[l->picks[i].job];
-        if (!j->started && start(l, j) < 0)
-            break; /* nobody overtakes */
+        full |= !j->started && !full && start(l, j) < 0;
+        if (!j->started)
+            continue;
         td_seq *s = j->seqs[j->timeline];
         uint32_t n_tokens = (uint32_t)TD_MIN((uint64_t)l->picks[i].n_tokens, n_left(j));
         l->picked[n] = j;

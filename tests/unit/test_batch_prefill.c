@@ -75,12 +75,27 @@ static void test_progress(void **state)
     }
 }
 
+/* A recovery whose second timeline waits for blocks stands in front of a job that holds them: that
+ * job must go on, or both wait for ever. */
+static void test_who_holds_blocks_goes_on(void **state)
+{
+    (void)state;
+    td_prefill_policy p = {.max_rows = 64, .max_seqs = 8};
+    td_prefill_view v[] = {{.n_left = 30, .blocks_needed = 5},
+                           {.n_left = 20, .started = 1},
+                           {.n_left = 10, .blocks_needed = 1}};
+    td_prefill_pick k[8];
+    assert_int_equal(td_prefill_plan(&p, v, 3, 2, k), 1);
+    assert_true(k[0].job == 1 && k[0].n_tokens == 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fills_in_order),
         cmocka_unit_test(test_computed_jobs_wait_aside),
         cmocka_unit_test(test_nobody_overtakes_who_waits_for_blocks),
+        cmocka_unit_test(test_who_holds_blocks_goes_on),
         cmocka_unit_test(test_progress),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
