@@ -23,25 +23,49 @@ static int refuse(syntax *s, const char *construct)
                       s->what, construct, (size_t)(s->p - s->source), s->source);
 }
 
-/* Oniguruma's \s is the White_Space property and \w is Alphabetic, marks, decimal digits and
- * connectors; PCRE2's \s adds U+180E, its \w leaves the marks out. */
+static const struct {
+    const char *name, *ranges;
+} newer[] = {
+#define NEWER(name, ranges) {name, ranges},
+#include "text/pattern_newer.inc"
+#undef NEWER
+};
+
+static const char *newer_of(const char *name, size_t n)
+{
+    for (size_t i = 0; i < sizeof newer / sizeof *newer; i++)
+        if (strlen(newer[i].name) == n && memcmp(newer[i].name, name, n) == 0)
+            return newer[i].ranges;
+    return NULL;
+}
+
+/* A set of characters, or all others: in brackets of its own unless it stands in some. */
+static int add_set(syntax *s, const char *set, const char *more, int negated, const char *construct)
+{
+    if (negated && s->in_class)
+        return refuse(s, construct);
+    td_strbuf_adds(s->out, s->in_class ? "" : negated ? "[^" : "[");
+    td_strbuf_adds(s->out, set);
+    td_strbuf_adds(s->out, more);
+    td_strbuf_adds(s->out, s->in_class ? "" : "]");
+    return 0;
+}
+
+/* Oniguruma's \s is the White_Space property and \w is Alphabetic, marks, decimal digits,
+ * connectors and, outside brackets, six signs of Latin-1; PCRE2's \s adds U+180E, its \w leaves the
+ * marks out. */
 static int class_escape(syntax *s, char c)
 {
-    static const char word[] = "\\p{Alphabetic}\\p{M}\\p{N}\\p{Pc}";
-    if (c == 's')
-        td_strbuf_adds(s->out, "\\p{White_Space}");
-    else if (c == 'S')
-        td_strbuf_adds(s->out, "\\P{White_Space}");
-    else if (c == 'd')
-        td_strbuf_adds(s->out, "\\p{Nd}");
-    else if (c == 'D')
-        td_strbuf_adds(s->out, "\\P{Nd}");
-    else if (c == 'w')
-        td_strbuf_addf(s->out, s->in_class ? "%s" : "[%s]", word);
-    else if (c == 'W' && !s->in_class)
-        td_strbuf_addf(s->out, "[^%s]", word);
+    static const char word[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}",
+                      alone[] =
+                          "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
+    char construct[] = {'\\', c, 0};
+    if (c == 's' || c == 'S')
+        td_strbuf_adds(s->out, c == 's' ? "\\p{White_Space}" : "\\P{White_Space}");
+    else if (c == 'd' || c == 'D')
+        return add_set(s, "\\p{Nd}", newer_of("Nd", 2), c == 'D', construct);
     else
-        return refuse(s, (char[]){'\\', c, 0});
+        return add_set(s, s->in_class ? word : alone, newer_of("w", 1), c == 'W', construct);
     return 0;
 }
 
@@ -50,6 +74,14 @@ static int property(syntax *s, char c)
     const char *end = s->p[0] == '{' ? strchr(s->p, '}') : NULL;
     if (!end)
         return refuse(s, "\\p without braces");
+    int negated = (c == 'P') != (s->p[1] == '^');
+    const char *name = s->p + 1 + (s->p[1] == '^'), *more = newer_of(name, (size_t)(end - name));
+    if (more) {
+        char set[8], construct[] = {'\\', c, 0};
+        snprintf(set, sizeof set, "\\p{%.*s}", (int)(end - name), name);
+        s->p = end + 1;
+        return add_set(s, set, more, negated, construct);
+    }
     td_strbuf_addc(s->out, '\\');
     td_strbuf_addc(s->out, c);
     td_strbuf_add(s->out, s->p, (size_t)(end - s->p) + 1);

@@ -107,7 +107,7 @@ static void deep_sources(void **state)
         td_strbuf_init(&source);
         td_strbuf_init(&out);
         td_strbuf_adds(&source, units[i][0]);
-        for (int k = 0; k < 20000; k++)
+        for (int k = 0; k < 5000; k++)
             td_strbuf_adds(&source, units[i][1]);
         td_strbuf_adds(&source, units[i][2]);
         int r = run(source.data, "{}", NULL, &out, &err);
