@@ -4,11 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unicode/uchar.h>
 
 #include "base/banned.h"
 
-enum { SPLIT, DIGITS };
 enum { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS, N_BEHAVIORS };
 static const char *const behaviors[N_BEHAVIORS] = {"Removed", "Isolated", "MergedWithPrevious",
                                                    "MergedWithNext", "Contiguous"};
@@ -60,7 +58,7 @@ static int parse_byte_level(td_pretoks *p, const json_t *spec, const char *what,
 {
     p->has_byte_level = 1;
     p->prefix_space = !json_is_false(json_object_get(spec, "add_prefix_space"));
-    p->gpt2 = (td_pretok){.kind = SPLIT, .behavior = ISOLATED};
+    p->gpt2 = (td_pretok){.behavior = ISOLATED};
     if (json_is_false(json_object_get(spec, "use_regex")))
         return 0;
     return td_pattern_regex(what, gpt2_pattern, &p->gpt2.pattern, reterr_err);
@@ -80,13 +78,12 @@ static int parse_step(td_pretoks *p, const json_t *spec, const char *what, td_er
         return td_err_set(reterr_err, -E2BIG, "%s: pre_tokenizer has more than %d steps", what,
                           TD_PRETOKS_MAX);
     td_pretok *t = &p->list[p->n++];
-    *t = (td_pretok){.kind = SPLIT};
+    *t = (td_pretok){0};
     if (type && strcmp(type, "Split") == 0)
         return parse_split(t, spec, what, reterr_err);
-    t->kind = DIGITS;
     t->behavior = json_is_true(json_object_get(spec, "individual_digits")) ? ISOLATED : CONTIGUOUS;
     if (type && strcmp(type, "Digits") == 0)
-        return 0;
+        return td_pattern_regex(what, "\\p{N}", &t->pattern, reterr_err); /* Rust's is_numeric */
     return td_err_set(reterr_err, -ENOTSUP,
                       "%s: pre_tokenizer.type '%.60s' is not supported; use a model with Split, "
                       "Digits and ByteLevel",
@@ -114,27 +111,6 @@ int td_pretoks_parse(td_pretoks *p, const json_t *spec, const char *what, td_err
             reterr_err, -ENOTSUP,
             "%s: pre_tokenizer has no ByteLevel; only byte-level tokenizers are supported", what);
     return r;
-}
-
-/* Characters of Unicode category N, as Rust's char::is_numeric. */
-static void cut_digits(const char *text, size_t n, td_spans *out)
-{
-    size_t gap = 0;
-    uint32_t cp;
-    for (size_t at = 0; at < n;) {
-        int len = td_utf8_decode(text + at, n - at, &cp);
-        if (len < 0)
-            return;
-        if (U_GET_GC_MASK((UChar32)cp) & U_GC_N_MASK) {
-            if (at > gap)
-                td_spans_add(out, (uint32_t)gap, (uint32_t)at, 0);
-            td_spans_add(out, (uint32_t)at, (uint32_t)(at + (size_t)len), 1);
-            gap = at + (size_t)len;
-        }
-        at += (size_t)len;
-    }
-    if (n > gap)
-        td_spans_add(out, (uint32_t)gap, (uint32_t)n, 0);
 }
 
 /* Join what the behaviour joins, as `tokenizers` does; base is added to the offsets. */
@@ -183,12 +159,8 @@ static void join_next(const td_pretok *t, const td_spans *cut, uint32_t base, td
 static int cut_span(const td_pretok *t, td_matcher *m, td_pretok_work *w, const char *text,
                     uint32_t base, size_t n, td_spans *out)
 {
-    int r = 0;
     w->cut.n = 0;
-    if (t->kind == DIGITS)
-        cut_digits(text, n, &w->cut);
-    else
-        r = td_pattern_cut(t->pattern, m, text, n, &w->cut);
+    int r = td_pattern_cut(t->pattern, m, text, n, &w->cut);
     if (r < 0)
         return r;
     if (t->behavior == MERGED_WITH_NEXT)

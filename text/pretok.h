@@ -14,8 +14,8 @@
 enum { TD_PRETOKS_MAX = 16 };
 
 typedef struct td_pretok {
-    int kind, behavior, invert;
-    td_pattern *pattern; /* Split */
+    int behavior, invert;
+    td_pattern *pattern; /* never NULL in the list */
 } td_pretok;
 
 typedef struct td_pretoks {
