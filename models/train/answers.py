@@ -5,7 +5,8 @@
 
 Per problem: prompt ids, generated ids (up to the stop id, which is included), the text, whether it
 is right, and every place where a comparison may differ for a reason of rounding: gaps between the
-two largest logits, index selections and expert choices whose margin is below 1e-4.
+two largest logits ("logits": [token, gap]), index selections and expert choices ("index", "expert":
+[layer, position, margin]) below 1e-4. Margins of choices are relative to the largest score.
 """
 import argparse
 import json
@@ -92,7 +93,7 @@ def main():
                 p["text"] = text
                 p["right"] = P.extract(text.split("</think>")[-1]) == str(p["answer"])
                 p["least_gap"] = round(min(gap), 6)
-                close = [{"kind": "logits", "token": i, "margin": g} for i, g in enumerate(gap) if g < LIMIT]
+                close = {"logits": [[i, float(f"{g:.1e}")] for i, g in enumerate(gap) if g < LIMIT]}
                 if a.dtype == "float32":
                     with probe.Probe(model) as pr, torch.no_grad():
                         model(torch.tensor([p["prompt"] + out[:-1]]))
@@ -100,7 +101,7 @@ def main():
                                           ("expert", pr.expert_margins(cfg.num_experts_per_tok))):
                         for layer, m in margins.items():
                             for pos in (m < LIMIT).nonzero()[:, 0].tolist():
-                                close.append({"kind": kind, "layer": layer, "position": pos, "margin": float(m[pos])})
+                                close.setdefault(kind, []).append([layer, pos, float(f"{m[pos]:.1e}")])
                 p["close"] = close
         print(f"\r{length} {time.time() - t0:.0f} s", end="", file=sys.stderr, flush=True)
     skills = {}
@@ -121,7 +122,9 @@ def main():
     print(file=sys.stderr)
     for k, (r, n) in skills.items():
         print(f"{k:<16}{r:>4} of {n}")
-    print("close margins:", sum(len(p["close"]) for p in todo), "in", sum(bool(p["close"]) for p in todo), "problems")
+    for kind in ("logits", "index", "expert"):
+        n = [len(p["close"].get(kind, ())) for p in todo]
+        print(f"margins below {LIMIT}: {kind}: {sum(n)} in {sum(x > 0 for x in n)} problems")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main():
             changed[0, -1] = (changed[0, -1] + 1) % 3000
             c = other(changed).logits
         err = (a - b).abs().max() / b.abs().max()
-        causal = (b[:, :-1] - c[:, :-1]).abs().max()
+        causal = (b[:, :-1] - c[:, :-1]).abs().max() / b.abs().max()
         print(f"T {T}: relative error {err:.2e}, causality {causal:.1e}, max logit {b.abs().max():.2f}")
         if err > 2e-5 or causal > 1e-5:
             sys.exit("check.py: not equal")
