@@ -55,9 +55,9 @@ def profile_prints():
 def chat_once():
     with Server() as s:
         url = f"http://{s.host}:{s.port}"
-        code, out, err = run("chat", "--url", url, "--prompt", "What is 23 plus 48?", "--temperature", "0")
+        code, out, err = run("chat", "--url", url, "--prompt", "What is 23 + 48?", "--temperature", "0")
         check(code == 0 and out.strip(), (code, out, err))
-        code, piped, err = run("chat", "--url", url, "--temperature", "0", input="What is 23 plus 48?\n")
+        code, piped, err = run("chat", "--url", url, "--temperature", "0", input="What is 23 + 48?\n")
         check(piped == out, (piped, out))
         code, out, err = run("chat", "--url", url, "--prompt", "word " * 20000)
         check(code == 1 and "maximum context length" in err, err)

@@ -22,8 +22,8 @@ def main_test():
     with tempfile.TemporaryDirectory() as tmp:
         endpoint = f"ipc://{tmp}/rpc.sock"
         with Server("--rpc-listen", endpoint) as s:
-            http = s.chat("What is 23 plus 48?", temperature=0)["choices"][0]["message"]
-            r = example(endpoint, "What is 23 plus 48?", "--temperature", "0")
+            http = s.chat("What is 23 + 48?", temperature=0)["choices"][0]["message"]
+            r = example(endpoint, "What is 23 + 48?", "--temperature", "0")
             check(http["content"].strip() in r.stdout, (http, r.stdout))
             check(s.json("GET", "/health")["status"] == "ok", "still serving")
 

@@ -6,7 +6,7 @@ cd "${TD_SOURCE_DIR:?}"
 out=$(./quickstart </dev/null 2>&1) || { echo "$out"; echo "quickstart ended with $?"; exit 1; }
 echo "$out"
 case $out in
-*"ready in "*"http://127.0.0.1:"*"> What is 23 plus 48?"*71*"curl -N"*) ;;
+*"ready in "*"http://127.0.0.1:"*"> What is 23 + 48?"*71*"curl -N"*) ;;
 *) echo "an expected part is missing"; exit 1 ;;
 esac
 line=$(printf '%s\n' "$out" | sed -n 's/^  curl/curl/p; s/^    -d/-d/p' | tr -d '\\\n')

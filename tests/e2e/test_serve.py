@@ -4,7 +4,7 @@ import json, pathlib, sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 
-QUESTION = "What is 23 plus 48?"
+QUESTION = "What is 23 + 48?"
 
 
 def three_processes():

@@ -6,7 +6,7 @@ import OpenAI from 'openai';
 const url = process.env.TD_URL;
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
 const model = 'glm-tiny';
-const messages = [{ role: 'user', content: 'What is 23 plus 48?' }];
+const messages = [{ role: 'user', content: 'What is 23 + 48?' }];
 const metric = async (name) => {
   const text = await (await fetch(`${url}/metrics`)).text();
   return text.split('\n').filter((l) => l.startsWith(name + ' ')).reduce((s, l) => s + Number(l.split(' ')[1]), 0);

@@ -5,7 +5,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 import openai
 
-ASK = [{"role": "user", "content": "What is 23 plus 48?"}]
+ASK = [{"role": "user", "content": "What is 23 + 48?"}]
 
 
 def chat():
