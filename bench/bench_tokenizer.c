@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How long a tokenizer.json of a large model takes to open, and how fast text becomes ids, in CPU time.
- * Generates a file with 150,000 tokens and 500,000 merges (about 20 MB), or opens the directory
- * given. Prints CSV. */
+/* How long a tokenizer.json of a large model takes to open, and how fast text becomes ids, in CPU
+ * time. Generates a file with 150,000 tokens and 500,000 merges (about 20 MB), or opens the
+ * directory given. Prints CSV. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,8 +22,8 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
-/* Token i: the byte alphabet first, then words in base 12, lowest digit first, so that every split of a
- * word into two is known. */
+/* Token i: the byte alphabet first, then words in base 12, lowest digit first, so that every split
+ * of a word into two is known. */
 static void token_text(uint32_t i, char out[16])
 {
     static const char letters[] = "etaoinshrdlu";
@@ -121,7 +121,8 @@ static void bench_encode(const td_tokenizer *t)
     double start = now_ms();
     int r = td_tokenizer_encode(t, b.data, b.len, 0, &ids);
     double ms = now_ms() - start;
-    printf("encode_mb_per_cpu_s,%.1f,,\ntokens,%zu,,\n", r < 0 ? 0.0 : (double)b.len / 1e3 / ms, ids.n);
+    printf("encode_mb_per_cpu_s,%.1f,,\ntokens,%zu,,\n", r < 0 ? 0.0 : (double)b.len / 1e3 / ms,
+           ids.n);
     td_ids_done(&ids);
     td_strbuf_done(&b);
 }
