@@ -5,7 +5,7 @@ import re
 from house import files, finish, text
 
 BAD = (
-    (re.compile(r"(?<![\w})])(/work/(main|shared|\.)|/tmp/build-|/home/\w+/|/Users/\w+/|/root/\w)"), "a path of one machine"),
+    (re.compile(r"(?<![\w})])(/w[o]rk/(main|shared|\.)|/tmp/build-|/home/\w+/|/Users/\w+/|/root/\w)"), "a path of one machine"),
     (re.compile(r"\b(TODO|FIXME|XXX|HACK)\b"), "unfinished business: do it or open an issue"),
     (re.compile(r"^(<{7}|>{7})( |$)"), "a merge left half way"),
     (re.compile(r"\bnot (yet )?implemented\b"), "a stub: refuse with a cause and a remedy"),
