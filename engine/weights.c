@@ -113,6 +113,11 @@ static td_weight_src view(const td_st_tensor *t)
                            .k_stride = 1};
 }
 
+static td_weight_format format_of(const td_st_tensor *t)
+{
+    return t->dtype == TD_BF16 ? TD_W_BF16 : TD_W_F32;
+}
+
 /* Matrix [n][k], as stored. */
 static td_tensor *matrix(binder *b, const char *name, uint32_t n, uint32_t k)
 {
@@ -120,7 +125,7 @@ static td_tensor *matrix(binder *b, const char *name, uint32_t n, uint32_t k)
     td_tensor *w = NULL;
     if (!t || b->check_only)
         return NULL;
-    int r = b->m->backend->weight_new(1, n, k, &w);
+    int r = b->m->backend->weight_new(format_of(t), 1, n, k, &w);
     if (r >= 0) {
         td_weight_src src = view(t);
         b->m->backend->weight_fill(w, 0, 0, n, &src);
@@ -160,9 +165,10 @@ static void kv_b(binder *b, td_layer *l)
     uv.base = t->data + (size_t)c->nope * c->kv_lora * size;
     uv.n_stride = c->kv_lora;
     uv.k_stride = 1;
-    int r = be->weight_new(c->n_heads, c->kv_lora, c->nope, &l->w_uk);
+    int r = be->weight_new(format_of(t), c->n_heads, c->kv_lora, c->nope, &l->w_uk);
     l->w_uk = own(b, l->w_uk, r);
-    r = l->w_uk ? be->weight_new(c->n_heads, c->v_dims, c->kv_lora, &l->w_uv) : -ENOMEM;
+    r = l->w_uk ? be->weight_new(format_of(t), c->n_heads, c->v_dims, c->kv_lora, &l->w_uv)
+                : -ENOMEM;
     l->w_uv = own(b, l->w_uv, r);
     for (uint32_t h = 0; l->w_uv && h < c->n_heads; h++) {
         be->weight_fill(l->w_uk, h, 0, c->kv_lora, &uk);
@@ -177,15 +183,24 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
     td_tensor *w = NULL;
     if (b->failed)
         return NULL;
-    if (!b->check_only) {
-        int r = b->m->backend->weight_new(b->m->config.n_experts, n, k, &w);
-        w = own(b, w, r);
-    }
+    td_weight_format format = TD_W_F32;
     for (uint32_t e = 0; e < b->m->config.n_experts && !b->failed; e++) {
         snprintf(name, sizeof name, "mlp.experts.%u.%s.weight", e, what);
         const td_st_tensor *t = take(b, name, n, k);
         if (!t || b->check_only)
             continue;
+        if (e == 0) {
+            format = format_of(t);
+            int r = b->m->backend->weight_new(format, b->m->config.n_experts, n, k, &w);
+            w = own(b, w, r);
+        }
+        if (!w)
+            break;
+        if (format_of(t) != format) {
+            fail(b, -EINVAL, "tensor %s%s has dtype %s, expert 0 of its layer has another",
+                 b->prefix, name, t->type);
+            break;
+        }
         td_weight_src src = view(t);
         src.slab_stride = 0; /* each expert is a tensor of its own */
         b->m->backend->weight_fill(w, e, 0, n, &src);

@@ -41,9 +41,28 @@ typedef struct td_step {
     uint64_t block_bytes;
 } td_step;
 
+/* How a matrix [N][K] is kept, decided by the checkpoint's tensor:
+ * F32, BF16: its values (F16 is kept as F32).
+ * FP8: OCP e4m3fn and an f32 scale per 128 x 128 block, [ceil(N/128)][ceil(K/128)]; value =
+ *      element * scale.
+ * MXFP4: OCP e2m1 and an e8m0 scale per 32 elements of a row, [N][K/32]; value = element *
+ *      2^(scale - 127). K is a multiple of 32. */
+typedef enum td_weight_format {
+    TD_W_F32,
+    TD_W_BF16,
+    TD_W_FP8,
+    TD_W_MXFP4,
+    TD_WEIGHT_FORMATS
+} td_weight_format;
+
+/* "f32", "bf16", "fp8", "mxfp4". */
+const char *td_weight_format_name(td_weight_format f);
+
 /* Where a weight's elements lie: element (slab, n, k) at base + (slab * slab_stride + n * n_stride
  * + k * k_stride) elements of dtype. So transposed and sliced views of a checkpoint's tensor load
- * without a copy. scales: block scales of packed types, NULL for F32, BF16, F16. */
+ * without a copy. FP8: dtype F8E4M3, k_stride 1. MXFP4: dtype U8, two elements a byte, the even one
+ * in the low nibble; n_stride in bytes. scales: the whole slab's, as td_weight_format says; NULL
+ * for F32, BF16, F16. */
 typedef struct td_weight_src {
     td_dtype dtype;
     const void *base, *scales;
@@ -215,8 +234,10 @@ typedef struct td_backend {
     void (*copy)(td_queue *q, void *dst, const void *src, size_t bytes);
 
     /* A weight of n_slabs matrices [N][K]; all bytes arrive by weight_fill, rows n0 .. n0 + n_rows
-     * of one slab at a time. */
-    int (*weight_new)(uint32_t n_slabs, uint32_t n, uint32_t k, td_tensor **ret_w);
+     * of one slab at a time. A source's dtype must be one that the format can hold exactly: F32
+     * takes F32, BF16, F16. Different slabs may be filled by different threads. */
+    int (*weight_new)(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      td_tensor **ret_w);
     void (*weight_fill)(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
                         const td_weight_src *src);
     /* A vector of n f32 (norms, biases). */

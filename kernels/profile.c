@@ -42,6 +42,13 @@ size_t td_dtype_bytes(td_dtype t)
     return dtypes[t].bytes;
 }
 
+const char *td_weight_format_name(td_weight_format f)
+{
+    static const char *const names[TD_WEIGHT_FORMATS] = {
+        [TD_W_F32] = "f32", [TD_W_BF16] = "bf16", [TD_W_FP8] = "fp8", [TD_W_MXFP4] = "mxfp4"};
+    return (unsigned)f < TD_WEIGHT_FORMATS ? names[f] : "?";
+}
+
 const td_backend *td_backend_get(const char *isa)
 {
     return !isa || strcmp(isa, "auto") == 0 || strcmp(isa, "ref") == 0 ? &td_backend_ref : NULL;

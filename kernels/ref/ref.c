@@ -125,7 +125,8 @@ static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floa
     return w;
 }
 
-static int ref_weight_new(uint32_t n_slabs, uint32_t n, uint32_t k, td_tensor **ret_w)
+static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                          td_tensor **ret_w)
 {
     size_t panels = (n + LANES - 1) / LANES, floats;
     if (__builtin_mul_overflow(panels * LANES * n_slabs, (size_t)k, &floats) ||

@@ -101,7 +101,7 @@ static inline td_tensor *weight(const float *w, uint32_t slabs, uint32_t n, uint
     td_tensor *t = NULL;
     td_weight_src src = {
         .dtype = TD_F32, .base = w, .slab_stride = (size_t)n * k, .n_stride = k, .k_stride = 1};
-    assert_int_equal(td_backend_ref.weight_new(slabs, n, k, &t), 0);
+    assert_int_equal(td_backend_ref.weight_new(TD_W_F32, slabs, n, k, &t), 0);
     for (uint32_t s = 0; s < slabs; s++)
         td_backend_ref.weight_fill(t, s, 0, n, &src);
     return t;

@@ -232,7 +232,7 @@ static void absorbed_equals_expanded(void **state)
                          .base = uk,
                          .n_stride = 1,
                          .k_stride = C}; /* transposed, as the binder loads it */
-    assert_int_equal(be->weight_new(1, C, N, &w), 0);
+    assert_int_equal(be->weight_new(TD_W_F32, 1, C, N, &w), 0);
     be->weight_fill(w, 0, 0, C, &src);
     td_queue *q = open_queue(TD_F32, 1);
     td_step st = {.n_rows = 1};

@@ -275,7 +275,7 @@ static void weights_load_from_every_type_and_view(void **state)
                                  .base = base[t],
                                  .n_stride = transposed ? 1 : K,
                                  .k_stride = transposed ? N : 1};
-            assert_int_equal(be->weight_new(1, N, K, &w), 0);
+            assert_int_equal(be->weight_new(TD_W_F32, 1, N, K, &w), 0);
             be->weight_fill(w, 0, 0, 2, &src);
             src.base = (const char *)base[t] + 2 * src.n_stride * td_dtype_bytes(t);
             be->weight_fill(w, 0, 2, N - 2, &src);
