@@ -2,7 +2,6 @@
 #include "decode-worker/lane.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,10 +10,8 @@
 #include "base/prefix.h"
 #include "base/rand.h"
 #include "decode-worker/job.h"
-#include "decode-worker/spec.h"
+#include "worker/spec.h"
 #include "base/banned.h"
-
-enum { SPIN_US = 20, BAD_STEPS_MAX = 3 };
 
 typedef struct runner {
     td_decode_job *job;
@@ -22,15 +19,10 @@ typedef struct runner {
 } runner;
 
 struct td_decode_lane {
-    td_decode_lane_config c;
-    td_kv_pool *pool;
-    td_list jobs;
-    uint32_t n_jobs, n_admitted, n_reserved; /* sequences; blocks of tickets that are not settled */
+    td_worker_lane base;
+    td_decode_policy policy;
+    uint32_t n_admitted; /* sequences */
     uint32_t generation, cursor;
-    uint64_t step;
-    int bad_steps;
-    pthread_t thread;
-    atomic_int stop;
     /* room of one step */
     runner *runners; /* [max_admitted] */
     uint32_t *picks; /* [max_seqs] */
@@ -42,17 +34,21 @@ struct td_decode_lane {
 
 static uint32_t n_choices(const td_decode_job *j)
 {
-    return j->request.plan.n_choices;
+    return j->base.request.plan.n_choices;
 }
 
-static void free_blocks(td_decode_lane *l, td_decode_job *j)
+static void free_job(td_worker_lane *w, td_worker_job *job)
 {
+    td_decode_lane *l = (td_decode_lane *)w;
+    td_decode_job *j = (td_decode_job *)job;
+    if (j->granted || j->running)
+        l->n_admitted -= n_choices(j);
     for (uint32_t i = 0; i < TD_CHOICES_MAX; i++) {
         td_seq_free(j->seqs[i]);
         j->seqs[i] = NULL;
     }
     for (uint32_t i = 0; i < j->n_spare; i++)
-        td_kv_unref(l->pool, j->spare[i]);
+        td_kv_unref(l->base.pool, j->spare[i]);
     j->n_spare = 0;
     free(j->spare);
     free(j->blocks);
@@ -60,51 +56,24 @@ static void free_blocks(td_decode_lane *l, td_decode_job *j)
     j->blocks = NULL;
 }
 
-/* Before a message leaves: who has heard of a ticket or an end sees it in the load too. */
-static void note_blocks(td_decode_lane *l)
-{
-    atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
-    atomic_store_explicit(&l->c.load->kv_reserved, l->n_reserved, memory_order_relaxed);
-}
-
-static void finish(td_decode_lane *l, td_decode_job *j)
-{
-    if (j->granted || j->running)
-        l->n_admitted -= n_choices(j);
-    free_blocks(l, j);
-    td_list_del(&j->lane_node);
-    l->n_jobs--;
-    note_blocks(l);
-    td_push_wait(l->c.to_loop, &j->end);
-}
-
-static void set_end(td_decode_job *j, uint32_t code, td_error error, const char *text)
-{
-    if (j->code)
-        return;
-    j->code = code;
-    j->error = error;
-    snprintf(j->text, sizeof j->text, "%s", text);
-}
-
 /* End a job before its time: at once, or when the mover has given its blocks back. */
 static void fail(td_decode_lane *l, td_decode_job *j, uint32_t code, td_error error,
                  const char *text)
 {
-    set_end(j, code, error, text);
+    td_worker_job_set_end(&j->base, code, error, text);
     if (!j->granted) {
-        finish(l, j);
+        td_worker_lane_finish(&l->base, &j->base);
         return;
     }
-    atomic_store(&j->fence, code);
-    (void)td_ring_push(l->c.to_mover, &td_msg_wake);
+    atomic_store(&j->base.drop, code);
+    (void)td_ring_push(l->base.c.to_mover, &td_msg_wake);
 }
 
 /* ---- admission ---- */
 
 static uint64_t most_rows(const td_decode_job *j)
 {
-    return (uint64_t)j->request.n_prompt + j->request.max_tokens - 1;
+    return (uint64_t)j->base.request.n_prompt + j->base.request.max_tokens - 1;
 }
 
 /* Take every block the job can come to need. -ENOSPC: the caller frees what was taken. */
@@ -122,37 +91,37 @@ static int reserve(td_decode_lane *l, td_decode_job *j, uint64_t blocks)
     j->spare = calloc(spare, sizeof *j->spare);
     if (!j->spare)
         return -ENOMEM;
-    int r = td_kv_alloc(l->pool, spare, j->spare);
+    int r = td_kv_alloc(l->base.pool, spare, j->spare);
     j->n_spare = r < 0 ? 0 : spare;
     return r;
 }
 
 static int admit(td_decode_lane *l, td_decode_job *j, td_err *err)
 {
-    const td_request *q = &j->request;
+    const td_request *q = &j->base.request;
     td_decode_need needs[TD_CHOICES_MAX];
     uint32_t n = n_choices(j);
     for (uint32_t i = 0; i < n; i++)
         needs[i] = (td_decode_need){.n_prompt = (uint32_t)q->n_prompt,
                                     .n_emitted = (uint32_t)q->n_emitted[i],
                                     .max_tokens = q->max_tokens};
-    uint64_t all = td_decode_blocks(&l->c.policy, needs, n, !q->recovery, 0);
+    uint64_t all = td_decode_blocks(&l->policy, needs, n, !q->recovery, 0);
     /* Prefix hits only for a single timeline: a ticket tells one number of held blocks. */
     if (j->n_seqs == 1)
         j->held_blocks = (uint32_t)(td_seq_attach_prefix(j->seqs[0]) / TD_BLOCK_TOKENS);
-    uint64_t need = td_decode_blocks(&l->c.policy, needs, n, !q->recovery, j->held_blocks);
-    uint32_t available = td_kv_available(l->pool);
-    switch (td_decode_admit(&l->c.policy, needs, n, need, all, available, l->n_admitted)) {
+    uint64_t need = td_decode_blocks(&l->policy, needs, n, !q->recovery, j->held_blocks);
+    uint32_t available = td_kv_available(l->base.pool);
+    switch (td_decode_admit(&l->policy, needs, n, need, all, available, l->n_admitted)) {
     case TD_DECODE_TOO_BIG:
         return td_err_set(err, -ERANGE,
                           "%zu prompt tokens and %u to emit in %u choices need %llu KV blocks, "
                           "this worker has %u",
                           q->n_prompt, q->max_tokens, n, (unsigned long long)all,
-                          l->c.policy.n_blocks);
+                          l->policy.n_blocks);
     case TD_DECODE_FULL:
         return td_err_set(
             err, -ENOSPC, "no room: %llu KV blocks needed, %u free, %u of %u sequences admitted",
-            (unsigned long long)need, available, l->n_admitted, l->c.policy.max_admitted);
+            (unsigned long long)need, available, l->n_admitted, l->policy.max_admitted);
     case TD_DECODE_ADMIT:
         break;
     }
@@ -163,7 +132,7 @@ static int admit(td_decode_lane *l, td_decode_job *j, td_err *err)
 /* What the mover may write where, and what must arrive. */
 static int fill_grant(td_decode_job *j)
 {
-    const td_handoff_plan *p = &j->request.plan;
+    const td_handoff_plan *p = &j->base.request.plan;
     j->blocks = calloc(p->n_blocks, sizeof *j->blocks);
     if (!j->blocks)
         return -ENOMEM;
@@ -185,11 +154,12 @@ static int fill_grant(td_decode_job *j)
                    TD_PREFIX_HASH_BYTES);
     }
     for (uint32_t i = 0; i < p->n_choices; i++) {
-        size_t n = j->request.n_emitted[i];
-        j->first[i] = (td_in_first){.choice = j->request.choices[i]};
-        if (j->request.recovery) { /* recomputed: it must be the id that the client has already */
+        size_t n = j->base.request.n_emitted[i];
+        j->first[i] = (td_in_first){.choice = j->base.request.choices[i]};
+        if (j->base.request
+                .recovery) { /* recomputed: it must be the id that the client has already */
             j->first[i].has_id = 1;
-            j->first[i].id = j->request.emitted[i][n - 1];
+            j->first[i].id = j->base.request.emitted[i][n - 1];
         }
     }
     return 0;
@@ -197,15 +167,15 @@ static int fill_grant(td_decode_job *j)
 
 static uint32_t n_waiting_blocks(const td_decode_job *j)
 {
-    return j->request.plan.n_blocks - j->held_blocks * j->n_seqs;
+    return j->base.request.plan.n_blocks - j->held_blocks * j->n_seqs;
 }
 
 static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
 {
-    const td_handoff_plan *p = &j->request.plan;
+    const td_handoff_plan *p = &j->base.request.plan;
     for (j->n_seqs = 0; j->n_seqs < p->n_timelines; j->n_seqs++) {
-        int r = td_decode_seq(l->c.engine, &j->request, j->n_seqs, p->timelines[j->n_seqs].choice,
-                              &j->seqs[j->n_seqs], err);
+        int r = td_worker_seq(l->base.c.engine, &j->base.request, j->n_seqs,
+                              p->timelines[j->n_seqs].choice, &j->seqs[j->n_seqs], err);
         if (r < 0)
             return r;
     }
@@ -215,31 +185,22 @@ static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
     return r;
 }
 
-static void arrive(td_decode_lane *l, td_decode_job *j)
+static int arrive(td_worker_lane *w, td_worker_job *job, td_err *err)
 {
-    td_err err = {0};
-    td_list_add(&l->jobs, &j->lane_node);
-    l->n_jobs++;
-    int r = prepare(l, j, &err);
-    if (r < 0) {
-        td_error e = r == -ERANGE   ? TD_ERROR_CONTEXT_LENGTH
-                     : r == -EINVAL ? TD_ERROR_INVALID_VALUE
-                                    : TD_ERROR_NONE;
-        fail(l, j,
-             r == -ERANGE   ? TD_OUT_OF_RANGE
-             : r == -ENOSPC ? TD_RESOURCE_EXHAUSTED
-                            : td_code_from_errno(r),
-             e, err.text);
-        return;
-    }
+    td_decode_lane *l = (td_decode_lane *)w;
+    td_decode_job *j = (td_decode_job *)job;
+    int r = prepare(l, j, err);
+    if (r < 0)
+        return r;
     j->granted = 1;
     j->generation = ++l->generation;
     td_random_bytes(j->ticket_id, sizeof j->ticket_id);
     l->n_admitted += n_choices(j);
-    l->n_reserved += n_waiting_blocks(j);
-    note_blocks(l);
-    td_push_wait(l->c.to_mover, &j->grant);
-    td_push_wait(l->c.to_loop, &j->ticket);
+    l->base.n_reserved += n_waiting_blocks(j);
+    td_worker_lane_note_blocks(&l->base);
+    td_push_wait(l->base.c.to_mover, &j->grant);
+    td_push_wait(l->base.c.to_loop, &j->ticket);
+    return 0;
 }
 
 /* ---- commit ---- */
@@ -249,10 +210,10 @@ static void arrive(td_decode_lane *l, td_decode_job *j)
 static int fork_choices(td_decode_lane *l, td_decode_job *j)
 {
     for (uint32_t i = 0; i < j->n_spare; i++)
-        td_kv_unref(l->pool, j->spare[i]);
+        td_kv_unref(l->base.pool, j->spare[i]);
     j->n_spare = 0;
     for (; j->n_seqs < n_choices(j); j->n_seqs++) {
-        int r = td_seq_fork(j->seqs[0], j->request.choices[j->n_seqs], &j->seqs[j->n_seqs]);
+        int r = td_seq_fork(j->seqs[0], j->base.request.choices[j->n_seqs], &j->seqs[j->n_seqs]);
         if (r == 0)
             r = td_seq_reserve(j->seqs[j->n_seqs], most_rows(j));
         if (r < 0)
@@ -274,12 +235,12 @@ static int any_left(const td_decode_job *j)
 static void adopt(td_decode_lane *l, td_decode_job *j)
 {
     for (uint32_t t = 0; t < j->n_seqs; t++)
-        td_seq_set_computed(j->seqs[t], j->request.plan.timelines[t].n_ids);
+        td_seq_set_computed(j->seqs[t], j->base.request.plan.timelines[t].n_ids);
     if (fork_choices(l, j) < 0) {
         fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, "choices could not be made from the first one");
         return;
     }
-    td_push_wait(l->c.to_loop, &j->committed);
+    td_push_wait(l->base.c.to_loop, &j->committed);
     for (uint32_t i = 0; i < j->n_seqs; i++) {
         if (td_seq_append(j->seqs[i], j->ids[i]) == TD_FINISH_NONE)
             continue;
@@ -287,64 +248,37 @@ static void adopt(td_decode_lane *l, td_decode_job *j)
         j->seqs[i] = NULL;
     }
     if (!any_left(j))
-        finish(l, j);
+        td_worker_lane_finish(&l->base, &j->base);
 }
 
 static void settled(td_decode_lane *l, td_decode_job *j)
 {
     char text[96];
-    l->n_reserved -= n_waiting_blocks(j);
+    l->base.n_reserved -= n_waiting_blocks(j);
     j->granted = 0;
     j->running = 1;
-    if (j->code) {
-        finish(l, j);
+    if (j->base.code) {
+        td_worker_lane_finish(&l->base, &j->base);
     } else if (j->delivered) {
         adopt(l, j);
     } else {
-        int first = j->settled_why == TD_DROP_FIRST && j->request.recovery;
+        int first = j->settled_why == TD_DROP_FIRST && j->base.request.recovery;
         snprintf(text, sizeof text, "the handoff ended: %s",
                  j->settled_why ? td_drop_name(j->settled_why) : td_code_name(j->settled_code));
         fail(l, j, j->settled_code, first ? TD_ERROR_NONDETERMINISM : TD_ERROR_NONE, text);
     }
 }
 
-static void flush(td_decode_lane *l, td_decode_flush *f)
+static void from_mover(td_worker_lane *l, td_msg *m)
 {
-    f->blocks = td_kv_flush(l->pool);
-    td_push_wait(l->c.to_loop, f);
+    if (m->kind == TD_DECODE_SETTLED)
+        settled((td_decode_lane *)l, ((td_worker_msg_of *)m)->job);
 }
 
-static void take(td_decode_lane *l)
+static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error error,
+                    const char *text)
 {
-    td_msg *m;
-    while ((m = td_ring_pop(l->c.from_mover))) {
-        if (m->kind == TD_DECODE_SETTLED)
-            settled(l, ((td_decode_msg_of *)m)->job);
-    }
-    while ((m = td_ring_pop(l->c.from_loop))) {
-        if (m->kind == TD_DECODE_ARRIVE)
-            arrive(l, ((td_decode_msg_of *)m)->job);
-        else if (m->kind == TD_DECODE_FLUSH)
-            flush(l, (td_decode_flush *)m);
-    }
-}
-
-/* Cancelled or out of time: stops within this step. */
-static void see_flags(td_decode_lane *l)
-{
-    int stop = atomic_load(&l->stop);
-    for (td_list *n = l->jobs.next, *next; n != &l->jobs; n = next) {
-        next = n->next;
-        td_decode_job *j = TD_LIST_ENTRY(n, td_decode_job, lane_node);
-        uint32_t code = atomic_load(&j->cancel);
-        if (atomic_load(&j->fence))
-            continue;
-        if (code)
-            fail(l, j, code, code == TD_DEADLINE_EXCEEDED ? TD_ERROR_DEADLINE : TD_ERROR_CANCELLED,
-                 "cancelled");
-        else if (stop)
-            fail(l, j, TD_UNAVAILABLE, TD_ERROR_DRAINING, "the worker ends");
-    }
+    fail((td_decode_lane *)l, (td_decode_job *)j, code, error, text);
 }
 
 /* ---- steps ---- */
@@ -352,35 +286,32 @@ static void see_flags(td_decode_lane *l)
 static uint32_t look(td_decode_lane *l)
 {
     uint32_t n = 0, waiting = 0;
-    for (td_list *at = l->jobs.next; at != &l->jobs; at = at->next) {
-        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, lane_node);
+    for (td_list *at = l->base.jobs.next; at != &l->base.jobs; at = at->next) {
+        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
         waiting += j->granted;
         for (uint32_t i = 0; j->running && i < j->n_seqs; i++) {
             if (j->seqs[i])
                 l->runners[n++] = (runner){j, i};
         }
     }
-    atomic_store_explicit(&l->c.load->running, n, memory_order_relaxed);
-    atomic_store_explicit(&l->c.load->waiting, waiting, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->running, n, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->waiting, waiting, memory_order_relaxed);
     return n;
 }
 
 static void bad_step(td_decode_lane *l, uint32_t n)
 {
-    static td_msg dead = {TD_DECODE_DEAD};
     for (uint32_t i = 0; i < n; i++) {
         td_decode_job *j = l->runners[l->picks[i]].job;
-        if (!j->code) /* not yet failed by another choice of it */
-            set_end(j, TD_INTERNAL, TD_ERROR_INTERNAL, "the engine failed in this request's step");
+        if (!j->base.code) /* not yet failed by another choice of it */
+            td_worker_job_set_end(&j->base, TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
     }
-    for (td_list *at = l->jobs.next, *next; at != &l->jobs; at = next) {
-        next = at->next;
-        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, lane_node);
-        if (j->running && j->code)
-            finish(l, j);
+    TD_LIST_FOR (at, &l->base.jobs) {
+        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
+        if (j->running && j->base.code)
+            td_worker_lane_finish(&l->base, &j->base);
     }
-    if (++l->bad_steps == BAD_STEPS_MAX)
-        td_push_wait(l->c.to_loop, &dead);
+    td_worker_lane_bad_step(&l->base);
 }
 
 static void take_token(td_decode_token *t, const runner *r, const td_sample *sample)
@@ -407,18 +338,16 @@ static void run_step(td_decode_lane *l, uint32_t n)
         l->items[i] = (td_step_item){.seq = r->job->seqs[r->at], .n_tokens = 1, .n_samples = 1};
     }
     td_decode_step *m = malloc(sizeof *m + n * sizeof *m->tokens);
-    if (!m || td_engine_step(l->c.engine, l->items, n, l->samples) < 0) {
+    if (!m || td_engine_step(l->base.c.engine, l->items, n, l->samples) < 0) {
         free(m);
         bad_step(l, n);
         return;
     }
-    l->bad_steps = 0;
-    *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = ++l->step, .n = n};
+    td_worker_lane_good_step(&l->base, n);
+    *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = l->base.n_steps, .n = n};
     for (uint32_t i = 0; i < n; i++)
         take_token(&m->tokens[i], &l->runners[l->picks[i]], &l->samples[i]);
-    atomic_store_explicit(&l->c.load->step, l->step, memory_order_relaxed);
-    atomic_fetch_add_explicit(&l->c.load->tokens_total, n, memory_order_relaxed);
-    td_push_wait(l->c.to_loop, m);
+    td_push_wait(l->base.c.to_loop, m);
     for (uint32_t i = 0; i < n; i++) {
         td_decode_job *j = l->runners[l->picks[i]].job;
         if (!j || any_left(j))
@@ -427,26 +356,17 @@ static void run_step(td_decode_lane *l, uint32_t n)
             if (l->runners[l->picks[k]].job == j)
                 l->runners[l->picks[k]].job = NULL;
         }
-        finish(l, j);
+        td_worker_lane_finish(&l->base, &j->base);
     }
 }
 
-static void *lane_main(void *arg)
+static uint32_t step(td_worker_lane *w)
 {
-    td_decode_lane *l = arg;
-    for (;;) {
-        take(l);
-        see_flags(l);
-        uint32_t n = td_decode_plan(&l->c.policy, look(l), &l->cursor, l->picks);
-        if (n > 0)
-            run_step(l, n);
-        note_blocks(l);
-        if (n > 0)
-            continue;
-        if (atomic_load(&l->stop) && l->n_jobs == 0)
-            return NULL;
-        td_wait_two(l->c.from_loop, l->c.from_mover, SPIN_US, -1);
-    }
+    td_decode_lane *l = (td_decode_lane *)w;
+    uint32_t n = td_decode_plan(&l->policy, look(l), &l->cursor, l->picks);
+    if (n > 0)
+        run_step(l, n);
+    return n;
 }
 
 static void lane_free(td_decode_lane *l)
@@ -458,26 +378,31 @@ static void lane_free(td_decode_lane *l)
     free(l);
 }
 
-int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **ret_lane,
-                         td_err *reterr_err)
+int td_decode_lane_start(const td_worker_lane_config *config, const td_decode_policy *policy,
+                         td_decode_lane **ret_lane, td_err *reterr_err)
 {
+    static const td_worker_lane_ops ops = {.arrive = arrive,
+                                           .from_mover = from_mover,
+                                           .fail = on_fail,
+                                           .step = step,
+                                           .free_job = free_job};
     td_decode_lane *l = calloc(1, sizeof *l);
     if (!l)
         return td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
-    uint32_t n = config->policy.max_seqs;
-    l->c = *config;
-    l->pool = td_engine_pool(config->engine);
-    td_list_init(&l->jobs);
-    l->runners = calloc(config->policy.max_admitted, sizeof *l->runners);
+    uint32_t n = policy->max_seqs;
+    l->policy = *policy;
+    l->runners = calloc(policy->max_admitted, sizeof *l->runners);
     l->picks = calloc(n, sizeof *l->picks);
     l->items = calloc(n, sizeof *l->items);
     l->samples = calloc(n, sizeof *l->samples);
-    int r = l->runners && l->picks && l->items && l->samples ? 0 : -ENOMEM;
-    if (r == 0)
-        r = -pthread_create(&l->thread, NULL, lane_main, l);
+    int r = 0;
+    if (!l->runners || !l->picks || !l->items || !l->samples)
+        r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
+    else
+        r = td_worker_lane_start(&l->base, &ops, config, reterr_err);
     if (r < 0) {
         lane_free(l);
-        return td_err_set(reterr_err, r, "lane: cannot start a thread: %s", td_errno_text(r));
+        return r;
     }
     *ret_lane = l;
     return 0;
@@ -485,9 +410,7 @@ int td_decode_lane_start(const td_decode_lane_config *config, td_decode_lane **r
 
 int td_decode_lane_stop(td_decode_lane *l)
 {
-    if (!atomic_exchange(&l->stop, 1))
-        (void)td_ring_push(l->c.from_loop, &td_msg_wake);
-    if (pthread_tryjoin_np(l->thread, NULL) != 0)
+    if (!td_worker_lane_stop(&l->base))
         return 0;
     lane_free(l);
     return 1;

@@ -2,277 +2,25 @@
 #include "decode-worker/worker.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/bug.h"
-#include "base/clock.h"
-#include "base/log.h"
-#include "base/options.h"
-#include "base/prefix.h"
-#include "base/rand.h"
-#include "net/http.h"
-#include "net/service.h"
 #include "decode-worker/desk.h"
 #include "decode-worker/lane.h"
 #include "decode-worker/mover.h"
+#include "worker/worker.h"
 #include "base/banned.h"
 
-enum { CORES_MAX = 1024, RING_ITEMS = 8192 };
-
-typedef struct worker {
-    td_options options;
-    td_loop *loop;
-    td_service *service;
-    td_model *model;
-    td_engine *engine;
-    td_ring *loop_lane, *lane_loop, *lane_mover, *mover_lane;
+typedef struct decode {
+    td_worker w;
+    td_decode_desk desk;
     td_decode_lane *lane;
     td_decode_mover *mover;
-    td_host host;
-    td_decode_desk desk;
-    td_rpc *rpc;
-    td_io *lane_io;
-    td_timer *stuck;
-    td_http_server *http;
-    td_metrics *metrics;
-    td_gauge *g_running, *g_waiting, *g_free, *g_reserved, *g_up;
-    td_counter *c_tokens, *c_bytes;
-    uint8_t epoch[16];
-    int cores[CORES_MAX];
-    uint32_t n_cores;
-    uint64_t seen_step, seen_us;
-    int up, status;
-} worker;
+    td_gauge *g_reserved;
+    td_counter *c_bytes;
+} decode;
 
-/* ---- service ---- */
-
-static void on_idle(void *arg)
-{
-    td_loop_stop(((worker *)arg)->loop);
-}
-
-static void on_dead(void *arg)
-{
-    worker *w = arg;
-    td_log(TD_LOG_ERROR, "engine_dead",
-           "why=\"steps fail one after another; the supervisor starts a new process\"");
-    w->status = 1;
-    td_loop_stop(w->loop);
-}
-
-static void on_drain(void *arg)
-{
-    worker *w = arg;
-    td_log(TD_LOG_INFO, "draining", "jobs=%u", w->desk.n_jobs);
-    td_rpc_goaway(w->rpc, "the worker is shutting down",
-                  (uint32_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * 1000);
-    td_decode_desk_drain(&w->desk);
-}
-
-static void on_stop(void *arg)
-{
-    td_loop_stop(((worker *)arg)->loop);
-}
-
-/* An engine that has work and makes no step for long is stuck: withhold the watchdog ping. */
-static int is_healthy(void *arg)
-{
-    worker *w = arg;
-    uint64_t step = atomic_load(&w->host.load.step), now = td_now_us();
-    int busy = atomic_load(&w->host.load.running) > 0;
-    if (step != w->seen_step || !busy || !w->seen_us) {
-        w->seen_step = step;
-        w->seen_us = now;
-    }
-    return now - w->seen_us < 60 * TD_S;
-}
-
-/* ---- rpc ---- */
-
-static void on_up(void *arg, td_session *s)
-{
-    worker *w = ((td_decode_desk *)arg)->arg;
-    w->up = 1;
-    w->desk.session = s;
-    td_log(TD_LOG_INFO, "router_up", "session=%u", td_session_number(s));
-}
-
-static void on_down(void *arg, td_session *s, const char *reason)
-{
-    worker *w = ((td_decode_desk *)arg)->arg;
-    w->up = 0;
-    if (w->desk.session == s)
-        w->desk.session = NULL;
-    int orderly = w->desk.draining || td_session_is_draining(s);
-    td_log(orderly ? TD_LOG_INFO : TD_LOG_WARN, "router_down", "why=\"%s\"", reason ? reason : "");
-}
-
-static void get_load(void *arg, struct Tandem__V1__Load *load)
-{
-    td_host_fill_load(((td_decode_desk *)arg)->host, load);
-}
-
-static void on_lane(void *arg, int fd, int events)
-{
-    (void)fd;
-    (void)events;
-    td_decode_desk_turn(&((worker *)arg)->desk);
-}
-
-static void on_after(void *arg)
-{
-    td_decode_desk_turn(arg);
-}
-
-/* ---- metrics ---- */
-
-/* The lane and the mover count; the registry follows. */
-static void follow(td_counter *c, uint64_t v)
-{
-    td_counter_add(c, v - td_counter_get(c));
-}
-
-static void update_metrics(worker *w)
-{
-    td_host_load *l = &w->host.load;
-    const td_receive_stats *s = td_decode_mover_stats(w->mover);
-    td_gauge_set(w->g_running, atomic_load(&l->running));
-    td_gauge_set(w->g_waiting, atomic_load(&l->waiting));
-    td_gauge_set(w->g_free, atomic_load(&l->kv_free));
-    td_gauge_set(w->g_reserved, atomic_load(&l->kv_reserved));
-    follow(w->c_tokens, atomic_load(&l->tokens_total));
-    follow(w->c_bytes, atomic_load(&s->bytes));
-    td_gauge_set(w->g_up, w->up);
-}
-
-static void write_drops(worker *w, td_strbuf *out)
-{
-    const td_receive_stats *s = td_decode_mover_stats(w->mover);
-    td_strbuf_adds(out, "# HELP tandem_kv_dropped_total KV frames refused, by reason\n# TYPE "
-                        "tandem_kv_dropped_total counter\n");
-    for (int d = TD_DROP_NONE + 1; d < TD_DROP_MAX; d++)
-        td_strbuf_addf(out, "tandem_kv_dropped_total{reason=\"%s\"} %llu\n",
-                       td_drop_name((td_drop)d), (unsigned long long)atomic_load(&s->drops[d]));
-}
-
-static void on_request(void *arg, td_http_req *req)
-{
-    worker *w = arg;
-    td_strbuf out;
-    td_strbuf_init(&out);
-    td_http_header type = {"Content-Type", "text/plain; version=0.0.4; charset=utf-8"};
-    int status = 200;
-    if (strcmp(td_http_path(req), "/metrics") == 0) {
-        update_metrics(w);
-        td_metrics_write(w->metrics, &out);
-        write_drops(w, &out);
-        td_metrics_write_process(&out);
-    } else if (strcmp(td_http_path(req), "/health") == 0) {
-        status = w->desk.draining ? 503 : 200;
-        td_strbuf_adds(&out, w->desk.draining ? "draining\n" : "ok\n");
-    } else {
-        status = 404;
-        td_strbuf_adds(&out, "not found: /metrics and /health are here\n");
-    }
-    td_http_reply(req, status, &type, 1, out.data, out.len);
-    td_strbuf_done(&out);
-}
-
-static int open_metrics(worker *w, td_err *err)
-{
-    const char *listen = td_opt_str(&w->options, TD_OPT_ID_METRICS_LISTEN);
-    if (!*listen)
-        return 0;
-    int r = td_metrics_new(&w->metrics);
-    if (r < 0)
-        return td_err_set(err, r, "metrics: out of memory");
-    td_metrics *m = w->metrics;
-    w->g_running = td_gauge_new(m, "decode_running", "", "Sequences in the current step");
-    w->g_waiting =
-        td_gauge_new(m, "decode_waiting", "", "Tickets whose blocks have not all arrived");
-    w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
-    w->g_reserved = td_gauge_new(m, "kv_reserved_blocks", "", "KV blocks of open tickets");
-    w->c_tokens = td_counter_new(m, "decode_tokens_total", "", "Tokens emitted");
-    w->c_bytes = td_counter_new(m, "kv_received_bytes_total", "", "KV payload bytes taken");
-    w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
-    w->desk.requests = td_counter_new(m, "decode_requests_total", "", "Reserve calls accepted");
-    w->desk.failed = td_counter_new(m, "decode_failed_total", "", "Reserve calls that failed");
-    if (!w->g_running || !w->g_waiting || !w->g_free || !w->g_reserved || !w->c_tokens ||
-        !w->c_bytes || !w->g_up || !w->desk.requests || !w->desk.failed)
-        return td_err_set(err, -ENOMEM, "metrics: out of memory");
-    td_http_config c = {
-        .listen = listen, .fd = -1, .max_conns = 64, .on_request = on_request, .arg = w};
-    r = td_http_server_open(w->loop, &c, &w->http, err);
-    if (r == 0)
-        td_log(TD_LOG_INFO, "metrics", "listen=%s", td_http_server_addr(w->http));
-    return r;
-}
-
-/* ---- start ---- */
-
-static void on_progress(void *arg, const char *stage, double fraction)
-{
-    worker *w = arg;
-    char text[128];
-    snprintf(text, sizeof text, "loading: %s %.0f %%", stage, fraction * 100);
-    td_service_status(w->service, text);
-}
-
-static td_dtype dtype_of(const td_options *o, td_opt id)
-{
-    return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
-}
-
-static int open_engine(worker *w, td_err *err)
-{
-    const td_options *o = &w->options;
-    const char *dir = td_opt_str(o, TD_OPT_ID_MODEL);
-    if (!*dir)
-        return td_err_set(err, -EINVAL,
-                          "--model: missing; give the directory that holds config.json");
-    if (*td_opt_str(o, TD_OPT_ID_CORES)) {
-        int n = td_cores_parse(td_opt_str(o, TD_OPT_ID_CORES), w->cores, CORES_MAX, err);
-        if (n < 0)
-            return n;
-        w->n_cores = (uint32_t)n;
-    }
-    td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .act = dtype_of(o, TD_OPT_ID_ACT),
-                           .kv = dtype_of(o, TD_OPT_ID_KV),
-                           .index = dtype_of(o, TD_OPT_ID_INDEX),
-                           .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
-                           .cores = w->n_cores ? w->cores : NULL,
-                           .n_cores = w->n_cores,
-                           .n_ranks = 1,
-                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT),
-                           .progress = on_progress,
-                           .progress_arg = w};
-    int r = td_model_open(dir, &mo, &w->model, err);
-    if (r < 0)
-        return r;
-    td_engine_limits limits = {.max_rows = (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK),
-                               .max_seqs = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_SEQS),
-                               .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
-                               .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20};
-    return td_engine_open(w->model, &limits, &w->engine, err);
-}
-
-static int open_rings(worker *w, td_err *err)
-{
-    td_ring **rings[] = {&w->loop_lane, &w->lane_loop, &w->lane_mover, &w->mover_lane};
-    for (size_t i = 0; i < TD_ARRAY_LEN(rings); i++) {
-        int r = td_ring_new(RING_ITEMS, rings[i]);
-        if (r < 0)
-            return td_err_set(err, r, "ring: %s", td_errno_text(r));
-    }
-    return 0;
-}
-
-/* The epoch is drawn before the mover starts: tickets and frames name it. */
-static int open_mover(worker *w, td_err *err)
+static int open_mover(td_worker *w, td_err *err)
 {
     const td_model_info *info = td_engine_info(w->engine);
     td_decode_mover_config mc = {
@@ -280,174 +28,86 @@ static int open_mover(worker *w, td_err *err)
                     .pool = td_engine_pool(w->engine)},
         .from_lane = w->lane_mover,
         .to_lane = w->mover_lane,
-        .core = w->n_cores ? w->cores[0] : -1};
+        .core = td_worker_first_core(w)};
     memcpy(mc.receive.model_hash, info->model_hash, 32);
     memcpy(mc.receive.profile_id, info->profile_id, 16);
     memcpy(mc.receive.epoch, w->epoch, 16);
-    return td_decode_mover_start(&mc, &w->mover, err);
+    return td_decode_mover_start(&mc, &((decode *)w)->mover, err);
 }
 
-static int open_host(worker *w, td_err *err)
+static void close_mover(td_worker *w)
 {
-    const td_model_info *info = td_engine_info(w->engine);
-    td_kv_stats stats;
-    td_kv_pool_stats(td_engine_pool(w->engine), &stats);
-    td_host_config hc = {.decode = 1,
-                         .name = td_opt_str(&w->options, TD_OPT_ID_NAME),
-                         .info = info,
-                         .epoch = w->epoch,
-                         .kv_blocks = stats.n_blocks,
-                         .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS),
-                         .max_context =
-                             (uint32_t)TD_MIN((uint64_t)info->max_context,
-                                              (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
-                         .kv_endpoint = td_decode_mover_endpoint(w->mover)};
-    int r = td_host_init(&w->host, &hc);
-    if (r < 0)
-        return td_err_set(err, r, "worker: out of memory");
-    atomic_store(&w->host.load.kv_free, stats.n_blocks);
-    w->desk.loop = w->loop;
-    w->desk.after = (td_after){.fn = on_after, .arg = &w->desk};
-    w->desk.host = &w->host;
-    w->desk.to_lane = w->loop_lane;
-    w->desk.from_lane = w->lane_loop;
-    w->desk.max_context = info->max_context;
-    w->desk.on_idle = on_idle;
-    w->desk.on_dead = on_dead;
-    w->desk.arg = w;
-    td_list_init(&w->desk.jobs);
-    td_list_init(&w->desk.dirty);
-    return 0;
+    decode *d = (decode *)w;
+    if (w->loop)
+        td_loop_after_del(w->loop, &d->desk.after);
+    td_decode_mover_stop(d->mover);
 }
 
-static int start_lane(worker *w, td_err *err)
+static const char *kv_endpoint(const td_worker *w)
 {
+    return td_decode_mover_endpoint(((const decode *)w)->mover);
+}
+
+static int open_lane(td_worker *w, td_err *err)
+{
+    td_worker_lane_config lc = td_worker_lane_config_of(w);
     uint32_t max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS);
-    td_decode_lane_config lc = {
-        .engine = w->engine,
-        .load = &w->host.load,
-        .policy = {.max_seqs = max_seqs,
-                   .max_admitted = 2 * max_seqs, /* half of them may wait for their prompts */
-                   .n_blocks = w->host.kv_blocks,
-                   .max_context = w->desk.max_context},
-        .from_loop = w->loop_lane,
-        .to_loop = w->lane_loop,
-        .from_mover = w->mover_lane,
-        .to_mover = w->lane_mover};
-    return td_decode_lane_start(&lc, &w->lane, err);
+    td_decode_policy policy = {.max_seqs = max_seqs,
+                               /* half of them may wait for their prompts */
+                               .max_admitted = 2 * max_seqs,
+                               .n_blocks = w->host.kv_blocks,
+                               .max_context = w->desk->max_context};
+    return td_decode_lane_start(&lc, &policy, &((decode *)w)->lane, err);
 }
 
-static int open_rpc(worker *w, td_err *err)
+static int stop_lane(td_worker *w)
 {
-    td_rpc_config c = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_CONTROL),
-                       .dial = 1,
-                       .hello = w->host.hello,
-                       .ops = {.on_up = on_up,
-                               .on_down = on_down,
-                               .on_call = td_decode_desk_call,
-                               .get_load = get_load},
-                       .arg = &w->desk};
-    memcpy(c.epoch, w->host.epoch, 16);
-    int r = td_rpc_open(w->loop, &c, &w->rpc, err);
-    if (r == 0 &&
-        (r = td_io_add(w->loop, td_ring_fd(w->lane_loop), TD_IO_READ, on_lane, w, &w->lane_io)) < 0)
-        td_err_set(err, r, "loop: %s", td_errno_text(r));
-    return r;
+    return td_decode_lane_stop(((decode *)w)->lane);
 }
 
-static int start(worker *w, td_err *err)
+static int open_metrics(td_worker *w, td_metrics *m)
 {
-    static const td_service_ops ops = {.drain = on_drain, .stop = on_stop, .healthy = is_healthy};
-    td_random_bytes(w->epoch, sizeof w->epoch);
-    int r = td_loop_new(&w->loop);
-    if (r == 0)
-        r = td_service_new(w->loop, &ops, w,
-                           (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
-    if (r < 0)
-        return td_err_set(err, r, "loop: %s", td_errno_text(r));
-    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 ||
-        (r = open_mover(w, err)) < 0 || (r = open_host(w, err)) < 0 ||
-        (r = start_lane(w, err)) < 0 || (r = open_metrics(w, err)) < 0 ||
-        (r = open_rpc(w, err)) < 0)
-        return r;
-    if (w->n_cores && (r = td_core_pin(w->cores[0])) < 0)
-        return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0],
-                          td_errno_text(r));
-    return 0;
+    decode *d = (decode *)w;
+    d->g_reserved = td_gauge_new(m, "kv_reserved_blocks", "", "KV blocks of open tickets");
+    d->c_bytes = td_counter_new(m, "kv_received_bytes_total", "", "KV payload bytes taken");
+    return d->g_reserved && d->c_bytes ? 0 : -ENOMEM;
 }
 
-/* Calls end first, then the threads that serve them: the desk must hear of every job's end. */
-static void stop(worker *w)
+static void update_metrics(td_worker *w)
 {
-    td_http_server_close(w->http);
-    if (w->lane) {
-        while (!td_decode_lane_stop(w->lane)) {
-            td_decode_desk_turn(&w->desk);
-            usleep(200);
-        }
-        td_decode_desk_turn(&w->desk);
-        td_loop_after_del(w->loop, &w->desk.after);
-    }
-    td_decode_mover_stop(w->mover);
-    if (w->rpc)
-        td_rpc_close(w->rpc);
-    td_io_del(w->lane_io);
-    td_host_done(&w->host);
-    td_ring_free(w->loop_lane);
-    td_ring_free(w->lane_loop);
-    td_ring_free(w->lane_mover);
-    td_ring_free(w->mover_lane);
-    td_engine_free(w->engine);
-    td_model_free(w->model);
-    td_metrics_free(w->metrics);
-    td_service_free(w->service);
-    td_loop_free(w->loop);
-    td_options_done(&w->options);
+    decode *d = (decode *)w;
+    td_gauge_set(d->g_reserved, atomic_load(&w->host.load.kv_reserved));
+    td_worker_follow(d->c_bytes, atomic_load(&td_decode_mover_stats(d->mover)->bytes));
 }
 
-static int run(worker *w)
+static const _Atomic uint64_t *drops(const td_worker *w)
 {
-    td_err err = {0};
-    char text[128];
-    if (start(w, &err) < 0) {
-        td_log(TD_LOG_ERROR, "start_failed", "why=\"%s\"", err.text);
-        return 1;
-    }
-    snprintf(text, sizeof text, "ready, %u KV blocks", w->host.kv_blocks);
-    td_service_ready(w->service, text);
-    td_log(TD_LOG_INFO, "ready", "name=%s control=%s kv=%s kv_blocks=%u", w->host.name,
-           td_rpc_endpoint(w->rpc), w->host.kv_endpoint, w->host.kv_blocks);
-    td_loop_run(w->loop);
-    return w->status;
+    return td_decode_mover_stats(((const decode *)w)->mover)->drops;
 }
 
 int td_decode_worker_main(int argc, char **argv)
 {
-    td_err err = {0};
-    td_log_level level = TD_LOG_INFO;
-    worker *w = calloc(1, sizeof *w);
-    if (!w)
+    static const td_worker_kind kind = {
+        .program = "tandem-decode-worker",
+        .usage = "tandem-decode-worker --model DIR --control ENDPOINT --kv-listen ENDPOINT",
+        .log_name = "decode",
+        .sections = TD_SEC_COMMON | TD_SEC_DECODE,
+        .decode = 1,
+        .open_mover = open_mover,
+        .kv_endpoint = kv_endpoint,
+        .open_lane = open_lane,
+        .stop_lane = stop_lane,
+        .close_mover = close_mover,
+        .open_metrics = open_metrics,
+        .update_metrics = update_metrics,
+        .drops = drops};
+    decode *d = calloc(1, sizeof *d);
+    if (!d)
         return 1;
-    if (td_options_parse(&w->options, TD_SEC_COMMON | TD_SEC_DECODE, argc, argv, &err) < 0) {
-        fprintf(stderr, "tandem-decode-worker: %s\n", err.text);
-        free(w);
-        return 2;
-    }
-    if (w->options.help) {
-        td_options_help(&w->options,
-                        "tandem-decode-worker --model DIR --control ENDPOINT --kv-listen ENDPOINT",
-                        w->options.help_word, stdout);
-        td_options_done(&w->options);
-        free(w);
-        return 0;
-    }
-    (void)td_log_level_parse(td_opt_str(&w->options, TD_OPT_ID_LOG_LEVEL), &level);
-    td_log_init(level,
-                strcmp(td_opt_str(&w->options, TD_OPT_ID_LOG_FORMAT), "json") == 0 ? TD_LOG_JSON
-                                                                                   : TD_LOG_TEXT,
-                "decode");
-    int status = run(w);
-    stop(w);
-    free(w);
+    td_decode_desk_init(&d->desk, &d->w.loop);
+    d->w.kind = &kind;
+    d->w.desk = &d->desk.base;
+    int status = td_worker_main(&d->w, argc, argv);
+    free(d);
     return status;
 }

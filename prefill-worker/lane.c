@@ -2,7 +2,6 @@
 #include "prefill-worker/lane.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,81 +11,64 @@
 #include "base/cleanup.h"
 #include "base/prefix.h"
 #include "prefill-worker/job.h"
-#include "prefill-worker/spec.h"
 #include "proto/engine.pb-c.h"
+#include "worker/spec.h"
 #include "base/banned.h"
 
-enum { VIEWS_MAX = 512, SPIN_US = 20, BAD_STEPS_MAX = 3 };
+enum { VIEWS_MAX = 512 };
 
 struct td_prefill_lane {
-    td_prefill_lane_config c;
-    td_kv_pool *pool;
+    td_worker_lane base; /* jobs: those to compute and those whose push is under way */
+    td_prefill_policy policy;
     uint32_t n_blocks;
-    td_list jobs; /* oldest first: those to compute and those whose push is under way */
-    uint32_t n_jobs;
-    uint64_t step;
-    int bad_steps;
-    pthread_t thread;
-    atomic_int stop;
     /* room of one step */
     td_prefill_view views[VIEWS_MAX];
-    td_job *viewed[VIEWS_MAX];
+    td_prefill_job *viewed[VIEWS_MAX];
     td_prefill_pick *picks;
     td_step_item *items;
-    td_job **picked;
+    td_prefill_job **picked;
     td_sample *samples;
 };
 
 /* ---- ends ---- */
 
-static void free_seqs(td_job *j)
+static void free_seqs(td_prefill_job *j)
 {
-    for (uint32_t t = 0; t < j->request.plan.n_timelines; t++) {
+    for (uint32_t t = 0; t < j->base.request.plan.n_timelines; t++) {
         td_seq_free(j->seqs[t]);
         j->seqs[t] = NULL;
     }
 }
 
-static void finish(td_prefill_lane *l, td_job *j)
+static void free_job(td_worker_lane *l, td_worker_job *j)
 {
-    free_seqs(j);
-    td_list_del(&j->lane_node);
-    l->n_jobs--;
-    atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
-    td_push_wait(l->c.to_loop, &j->end);
+    (void)l;
+    free_seqs((td_prefill_job *)j);
 }
 
 /* Last word to the mover; afterwards the job waits for `pushed`. */
-static void close_push(td_prefill_lane *l, td_job *j, int kind)
+static void close_push(td_prefill_lane *l, td_prefill_job *j, int kind)
 {
     j->closed = 1;
     j->final.head.kind = kind;
-    td_push_wait(l->c.to_mover, &j->final);
-}
-
-static void set_end(td_job *j, uint32_t code, td_error error, const char *text)
-{
-    if (j->code)
-        return;
-    j->code = code;
-    j->error = error;
-    snprintf(j->text, sizeof j->text, "%s", text);
+    td_push_wait(l->base.c.to_mover, &j->final);
 }
 
 /* End a job that is not done: at once, or when the mover has let go of its blocks. */
-static void fail(td_prefill_lane *l, td_job *j, uint32_t code, td_error error, const char *text)
+static void fail(td_prefill_lane *l, td_prefill_job *j, uint32_t code, td_error error,
+                 const char *text)
 {
-    set_end(j, code, error, text);
-    j->timeline = j->request.plan.n_timelines; /* nothing is computed any more */
+    td_worker_job_set_end(&j->base, code, error, text);
+    j->timeline = j->base.request.plan.n_timelines; /* nothing is computed any more */
     if (!j->opened) {
-        finish(l, j);
+        td_worker_lane_finish(&l->base, &j->base);
         return;
     }
-    atomic_store(&j->abort, code);
+    atomic_store(&j->base.drop, code);
     if (!j->closed)
-        close_push(l, j, TD_JOB_DROP);
+        close_push(l, j, TD_PREFILL_DROP);
     else
-        (void)td_ring_push(l->c.to_mover, &td_msg_wake);
+        (void)td_ring_push(l->base.c.to_mover, &td_msg_wake);
 }
 
 /* ---- arrival ---- */
@@ -98,9 +80,9 @@ static uint32_t blocks_of(uint64_t tokens)
 
 /* What holds while the job waits: sequences exist (ids, no blocks), and the pool could hold all of
  * them at a time. */
-static int check_job(td_prefill_lane *l, td_job *j, td_err *err)
+static int check_job(td_prefill_lane *l, td_prefill_job *j, td_err *err)
 {
-    const td_handoff_plan *p = &j->request.plan;
+    const td_handoff_plan *p = &j->base.request.plan;
     const Tandem__V1__Ticket *t = j->message->ticket;
     if (p->n_blocks > l->n_blocks)
         return td_err_set(err, -ERANGE, "the prompt needs %u KV blocks, this worker has %u",
@@ -109,97 +91,69 @@ static int check_job(td_prefill_lane *l, td_job *j, td_err *err)
         if (t && t->held_blocks > (p->timelines[i].n_ids - 1) / TD_BLOCK_TOKENS)
             return td_err_set(err, -EINVAL, "ticket: held_blocks %u leaves no row to send",
                               t->held_blocks);
-        int r = td_prefill_seq(l->c.engine, &j->request, i, j->request.plan.timelines[i].choice,
-                               &j->seqs[i], err);
+        int r = td_worker_seq(l->base.c.engine, &j->base.request, i,
+                              j->base.request.plan.timelines[i].choice, &j->seqs[i], err);
         if (r < 0)
             return r;
     }
     return 0;
 }
 
-static void arrive(td_prefill_lane *l, td_job *j)
+static int arrive(td_worker_lane *l, td_worker_job *j, td_err *err)
 {
-    td_err err = {0};
-    td_list_add(&l->jobs, &j->lane_node);
-    l->n_jobs++;
-    int r = check_job(l, j, &err);
-    if (r < 0) {
-        td_error e = r == -ERANGE   ? TD_ERROR_CONTEXT_LENGTH
-                     : r == -EINVAL ? TD_ERROR_INVALID_VALUE
-                                    : TD_ERROR_NONE;
-        fail(l, j, r == -ERANGE ? TD_OUT_OF_RANGE : td_code_from_errno(r), e, err.text);
-    }
+    return check_job((td_prefill_lane *)l, (td_prefill_job *)j, err);
 }
 
-static void flush(td_prefill_lane *l, td_flush *f)
-{
-    f->blocks = td_kv_flush(l->pool);
-    td_push_wait(l->c.to_loop, f);
-}
-
-static void pushed(td_prefill_lane *l, td_job *j)
+static void pushed(td_prefill_lane *l, td_prefill_job *j)
 {
     char text[96];
     snprintf(text, sizeof text, "handing KV blocks over failed%s%s", j->push_reason[0] ? ": " : "",
              j->push_reason);
     if (j->push_code)
-        set_end(j, j->push_code, TD_ERROR_NONE, text);
-    finish(l, j);
+        td_worker_job_set_end(&j->base, j->push_code, TD_ERROR_NONE, text);
+    td_worker_lane_finish(&l->base, &j->base);
 }
 
-static void take(td_prefill_lane *l)
+static void from_mover(td_worker_lane *l, td_msg *m)
 {
-    td_msg *m;
-    while ((m = td_ring_pop(l->c.from_mover))) {
-        if (m->kind == TD_JOB_PUSHED)
-            pushed(l, ((td_job_msg_of *)m)->job);
-    }
-    while ((m = td_ring_pop(l->c.from_loop))) {
-        if (m->kind == TD_JOB_ARRIVE)
-            arrive(l, ((td_job_msg_of *)m)->job);
-        else if (m->kind == TD_JOB_FLUSH)
-            flush(l, (td_flush *)m);
-    }
+    if (m->kind == TD_PREFILL_PUSHED)
+        pushed((td_prefill_lane *)l, ((td_worker_msg_of *)m)->job);
 }
 
-static void see_flags(td_prefill_lane *l)
+static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error error,
+                    const char *text)
 {
-    int stop = atomic_load(&l->stop);
-    for (td_list *n = l->jobs.next, *next; n != &l->jobs; n = next) {
-        next = n->next;
-        td_job *j = TD_LIST_ENTRY(n, td_job, lane_node);
-        uint32_t code = atomic_load(&j->cancel);
-        if (atomic_load(&j->abort))
-            continue;
-        if (code)
-            fail(l, j, code, code == TD_DEADLINE_EXCEEDED ? TD_ERROR_DEADLINE : TD_ERROR_CANCELLED,
-                 "cancelled");
-        else if (stop)
-            fail(l, j, TD_UNAVAILABLE, TD_ERROR_DRAINING, "the worker ends");
-        else if (!j->closed && atomic_load(&j->failed))
-            fail(l, j, atomic_load(&j->failed), TD_ERROR_NONE, "handing KV blocks over failed");
-    }
+    fail((td_prefill_lane *)l, (td_prefill_job *)j, code, error, text);
+}
+
+/* What could not be pushed need not be computed. */
+static void see(td_worker_lane *l, td_worker_job *w)
+{
+    td_prefill_job *j = (td_prefill_job *)w;
+    uint32_t code = atomic_load(&j->failed);
+    if (!j->closed && code)
+        on_fail(l, w, code, TD_ERROR_NONE, "handing KV blocks over failed");
 }
 
 /* ---- steps ---- */
 
-static uint64_t n_left(const td_job *j)
+static uint64_t n_left(const td_prefill_job *j)
 {
-    const td_handoff_plan *p = &j->request.plan;
+    const td_handoff_plan *p = &j->base.request.plan;
     if (j->timeline == p->n_timelines)
         return 0;
     return p->timelines[j->timeline].n_ids - td_seq_computed(j->seqs[j->timeline]);
 }
 
 /* Tokens of a waiting job that the prefix index would give. */
-static uint64_t hits(td_prefill_lane *l, td_job *j)
+static uint64_t hits(td_prefill_lane *l, td_prefill_job *j)
 {
     size_t n;
-    if (j->request.prompt_logprobs)
+    if (j->base.request.prompt_logprobs)
         return 0;
     const uint8_t *hashes = td_seq_hashes(j->seqs[j->timeline], &n);
-    uint32_t most = (j->request.plan.timelines[j->timeline].n_ids - 1) / TD_BLOCK_TOKENS;
-    return (uint64_t)td_kv_peek(l->pool, hashes, (uint32_t)TD_MIN(n, (size_t)most)) *
+    uint32_t most = (j->base.request.plan.timelines[j->timeline].n_ids - 1) / TD_BLOCK_TOKENS;
+    return (uint64_t)td_kv_peek(l->base.pool, hashes, (uint32_t)TD_MIN(n, (size_t)most)) *
            TD_BLOCK_TOKENS;
 }
 
@@ -208,58 +162,58 @@ static uint32_t look(td_prefill_lane *l)
     uint32_t n = 0;
     uint64_t waiting_tokens = 0, rows = 0;
     uint32_t waiting = 0;
-    for (td_list *at = l->jobs.next; at != &l->jobs; at = at->next) {
-        td_job *j = TD_LIST_ENTRY(at, td_job, lane_node);
+    for (td_list *at = l->base.jobs.next; at != &l->base.jobs; at = at->next) {
+        td_prefill_job *j = TD_LIST_ENTRY(at, td_prefill_job, base.lane_node);
         uint64_t left = n_left(j);
         if (left == 0)
             continue;
         waiting += !j->started;
         waiting_tokens += left;
-        if (n == VIEWS_MAX || rows >= l->c.policy.max_rows)
+        if (n == VIEWS_MAX || rows >= l->policy.max_rows)
             continue;
         td_prefill_view v = {.n_left = left, .started = j->started};
         if (!j->started) {
             /* all its blocks, hits included: those that nobody else uses count as free now */
             v.blocks_needed =
-                blocks_of(j->attached ? left : j->request.plan.timelines[j->timeline].n_ids);
+                blocks_of(j->attached ? left : j->base.request.plan.timelines[j->timeline].n_ids);
             v.n_left -= j->attached ? 0 : hits(l, j);
         }
         rows += v.n_left;
         l->viewed[n] = j;
         l->views[n++] = v;
     }
-    atomic_store_explicit(&l->c.load->waiting, waiting, memory_order_relaxed);
-    atomic_store_explicit(&l->c.load->waiting_tokens, waiting_tokens, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->waiting, waiting, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->waiting_tokens, waiting_tokens, memory_order_relaxed);
     return n;
 }
 
-static void open_push(td_prefill_lane *l, td_job *j)
+static void open_push(td_prefill_lane *l, td_prefill_job *j)
 {
     j->opened = 1;
-    j->push_deadline_us = j->deadline_us;
-    td_push_wait(l->c.to_mover, &j->open);
+    j->push_deadline_us = j->base.deadline_us;
+    td_push_wait(l->base.c.to_mover, &j->open);
 }
 
 /* Late binding: blocks and the connection only at the head of the queue. 0; -ENOSPC: try again
  * later. */
-static int start(td_prefill_lane *l, td_job *j)
+static int start(td_prefill_lane *l, td_prefill_job *j)
 {
-    const td_timeline *t = &j->request.plan.timelines[j->timeline];
+    const td_timeline *t = &j->base.request.plan.timelines[j->timeline];
     td_seq *s = j->seqs[j->timeline];
-    if (!j->attached && !j->request.prompt_logprobs) {
+    if (!j->attached && !j->base.request.prompt_logprobs) {
         size_t covered = td_seq_attach_prefix(s);
         if (j->timeline == 0)
-            j->cached_tokens = (uint32_t)TD_MIN(covered, j->request.n_prompt);
+            j->cached_tokens = (uint32_t)TD_MIN(covered, j->base.request.n_prompt);
         j->attached = 1;
     }
     /* not on arrival: a queue of long prompts would hold rows that nobody computes yet */
-    if (j->request.prompt_logprobs && !j->prompt_lp)
-        j->prompt_lp = calloc(j->request.n_prompt, sizeof *j->prompt_lp);
-    if ((j->request.prompt_logprobs && !j->prompt_lp) || td_seq_reserve(s, t->n_ids) < 0)
+    if (j->base.request.prompt_logprobs && !j->prompt_lp)
+        j->prompt_lp = calloc(j->base.request.n_prompt, sizeof *j->prompt_lp);
+    if ((j->base.request.prompt_logprobs && !j->prompt_lp) || td_seq_reserve(s, t->n_ids) < 0)
         return -ENOSPC;
     if (!j->started_us) {
         j->started_us = td_now_us();
-        j->queue_us = j->started_us - j->arrived_us;
+        j->queue_us = j->started_us - j->base.arrived_us;
     }
     j->started = 1;
     j->sent = j->message->ticket ? j->message->ticket->held_blocks : 0;
@@ -270,21 +224,21 @@ static int start(td_prefill_lane *l, td_job *j)
 
 /* Give the mover what has become final: full blocks as they seal, the partial one when the timeline
  * is computed. */
-static int push_ready(td_prefill_lane *l, td_job *j)
+static int push_ready(td_prefill_lane *l, td_prefill_job *j)
 {
-    const td_timeline *t = &j->request.plan.timelines[j->timeline];
+    const td_timeline *t = &j->base.request.plan.timelines[j->timeline];
     td_seq *s = j->seqs[j->timeline];
     size_t computed = td_seq_computed(s), n_hashes, n_blocks;
     uint32_t upto = computed == t->n_ids ? t->n_blocks : (uint32_t)(computed / TD_BLOCK_TOKENS);
     if (!j->opened || j->closed || upto <= j->sent)
         return 0;
     uint32_t n = upto - j->sent;
-    td_job_add *a = malloc(sizeof *a + n * sizeof *a->blocks);
+    td_prefill_add *a = malloc(sizeof *a + n * sizeof *a->blocks);
     if (!a)
         return -ENOMEM;
     const td_block *blocks = td_seq_blocks(s, &n_blocks);
     const uint8_t *hashes = td_seq_hashes(s, &n_hashes);
-    *a = (td_job_add){.head = {TD_JOB_ADD}, .job = j, .n = n};
+    *a = (td_prefill_add){.head = {TD_PREFILL_ADD}, .job = j, .n = n};
     for (uint32_t i = 0; i < n; i++) {
         uint32_t b = j->sent + i,
                  rows = TD_MIN((uint32_t)TD_BLOCK_TOKENS, t->n_ids - b * TD_BLOCK_TOKENS);
@@ -297,17 +251,17 @@ static int push_ready(td_prefill_lane *l, td_job *j)
     }
     j->sent = upto;
     j->sent_blocks += n;
-    td_push_wait(l->c.to_mover, a);
+    td_push_wait(l->base.c.to_mover, a);
     return 0;
 }
 
 /* Would this first token end its choice? Asked of a sequence of its own, so that there is one rule
  * for ends. */
-static int first_ends(td_prefill_lane *l, td_job *j, uint32_t timeline, uint32_t choice,
+static int first_ends(td_prefill_lane *l, td_prefill_job *j, uint32_t timeline, uint32_t choice,
                       uint32_t id, td_finish *ret_finish)
 {
     td_seq *s = NULL;
-    int r = td_prefill_seq(l->c.engine, &j->request, timeline, choice, &s, NULL);
+    int r = td_worker_seq(l->base.c.engine, &j->base.request, timeline, choice, &s, NULL);
     if (r < 0)
         return r;
     *ret_finish = td_seq_append(s, id);
@@ -315,13 +269,13 @@ static int first_ends(td_prefill_lane *l, td_job *j, uint32_t timeline, uint32_t
     return 0;
 }
 
-static int take_samples(td_prefill_lane *l, td_job *j, const td_sample *samples, uint32_t n)
+static int take_samples(td_prefill_lane *l, td_prefill_job *j, const td_sample *samples, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = j->n_first++;
         j->first[at] = samples[i];
-        int r =
-            first_ends(l, j, j->timeline, j->request.choices[at], samples[i].id, &j->finish[at]);
+        int r = first_ends(l, j, j->timeline, j->base.request.choices[at], samples[i].id,
+                           &j->finish[at]);
         if (r < 0)
             return r;
     }
@@ -329,23 +283,25 @@ static int take_samples(td_prefill_lane *l, td_job *j, const td_sample *samples,
 }
 
 /* Every timeline is computed and sampled: answer, and commit unless nothing is left to decode. */
-static void computed(td_prefill_lane *l, td_job *j)
+static void computed(td_prefill_lane *l, td_prefill_job *j)
 {
     int all_ended = 1;
     for (uint32_t i = 0; i < j->n_first; i++)
         all_ended &= j->finish[i] != TD_FINISH_NONE;
     j->prefill_us = td_now_us() - j->started_us;
     j->replied = 1;
-    td_push_wait(l->c.to_loop, &j->reply);
+    td_push_wait(l->base.c.to_loop, &j->reply);
     if (!j->opened)
-        finish(l, j);
+        td_worker_lane_finish(&l->base, &j->base);
     else if (all_ended)
-        close_push(l, j, TD_JOB_DROP); /* P answers alone; the router gives the reservation back */
+        close_push(l, j,
+                   TD_PREFILL_DROP); /* P answers alone; the router gives the reservation back */
     else
-        close_push(l, j, TD_JOB_COMMIT);
+        close_push(l, j, TD_PREFILL_COMMIT);
 }
 
-static void advance(td_prefill_lane *l, td_job *j, const td_sample *samples, uint32_t n_samples)
+static void advance(td_prefill_lane *l, td_prefill_job *j, const td_sample *samples,
+                    uint32_t n_samples)
 {
     if (push_ready(l, j) < 0 || take_samples(l, j, samples, n_samples) < 0) {
         fail(l, j, TD_RESOURCE_EXHAUSTED, TD_ERROR_OVERLOADED, "out of memory");
@@ -354,15 +310,15 @@ static void advance(td_prefill_lane *l, td_job *j, const td_sample *samples, uin
     if (n_left(j) > 0)
         return;
     j->started = j->attached = 0;
-    if (++j->timeline == j->request.plan.n_timelines)
+    if (++j->timeline == j->base.request.plan.n_timelines)
         computed(l, j);
 }
 
-static uint32_t samples_of(const td_job *j, uint32_t n_tokens)
+static uint32_t samples_of(const td_prefill_job *j, uint32_t n_tokens)
 {
     if (n_tokens < n_left(j))
         return 0;
-    return j->request.recovery ? 1 : j->request.n;
+    return j->base.request.recovery ? 1 : j->base.request.n;
 }
 
 static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
@@ -370,7 +326,7 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
     uint32_t n = 0;
     int full = 0; /* nobody overtakes, but who holds blocks goes on */
     for (uint32_t i = 0; i < n_picks; i++) {
-        td_job *j = l->viewed[l->picks[i].job];
+        td_prefill_job *j = l->viewed[l->picks[i].job];
         full |= !j->started && !full && start(l, j) < 0;
         if (!j->started)
             continue;
@@ -381,7 +337,7 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
             (td_step_item){.seq = s, .n_tokens = n_tokens, .n_samples = samples_of(j, n_tokens)};
         if (j->prompt_lp && j->timeline == 0) {
             l->items[n].ret_prompt_lp = j->prompt_lp + td_seq_computed(s);
-            l->items[n].prompt_top = j->request.n_top;
+            l->items[n].prompt_top = j->base.request.n_top;
         }
         n++;
     }
@@ -390,54 +346,38 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
 
 static void bad_step(td_prefill_lane *l, uint32_t n)
 {
-    static td_msg dead = {TD_JOB_DEAD};
     for (uint32_t i = 0; i < n; i++)
-        fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL,
-             "the engine failed in this request's step");
-    if (++l->bad_steps == BAD_STEPS_MAX)
-        td_push_wait(l->c.to_loop, &dead);
+        fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+    td_worker_lane_bad_step(&l->base);
 }
 
 static void run_step(td_prefill_lane *l, uint32_t n)
 {
     uint64_t tokens = 0;
     uint32_t at = 0;
-    atomic_store_explicit(&l->c.load->running, n, memory_order_relaxed);
-    if (td_engine_step(l->c.engine, l->items, n, l->samples) < 0) {
+    atomic_store_explicit(&l->base.c.load->running, n, memory_order_relaxed);
+    if (td_engine_step(l->base.c.engine, l->items, n, l->samples) < 0) {
         bad_step(l, n);
         return;
     }
-    l->bad_steps = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t n_samples = l->items[i].n_samples;
         tokens += l->items[i].n_tokens;
         advance(l, l->picked[i], l->samples + at, n_samples);
         at += n_samples;
     }
-    atomic_store_explicit(&l->c.load->step, ++l->step, memory_order_relaxed);
-    atomic_fetch_add_explicit(&l->c.load->tokens_total, tokens, memory_order_relaxed);
+    td_worker_lane_good_step(&l->base, tokens);
 }
 
-static void *lane_main(void *arg)
+static uint32_t step(td_worker_lane *w)
 {
-    td_prefill_lane *l = arg;
-    for (;;) {
-        take(l);
-        see_flags(l);
-        uint32_t n_views = look(l);
-        uint32_t n =
-            td_prefill_plan(&l->c.policy, l->views, n_views, td_kv_available(l->pool), l->picks);
-        n = gather(l, n);
-        if (n > 0)
-            run_step(l, n);
-        atomic_store_explicit(&l->c.load->kv_free, td_kv_available(l->pool), memory_order_relaxed);
-        if (n > 0)
-            continue;
-        atomic_store_explicit(&l->c.load->running, 0, memory_order_relaxed);
-        if (atomic_load(&l->stop) && l->n_jobs == 0)
-            return NULL;
-        td_wait_two(l->c.from_loop, l->c.from_mover, SPIN_US, -1);
-    }
+    td_prefill_lane *l = (td_prefill_lane *)w;
+    uint32_t n_views = look(l);
+    uint32_t n = td_prefill_plan(&l->policy, l->views, n_views, td_kv_available(w->pool), l->picks);
+    n = gather(l, n);
+    if (n > 0)
+        run_step(l, n);
+    return n;
 }
 
 static void lane_free(td_prefill_lane *l)
@@ -449,29 +389,35 @@ static void lane_free(td_prefill_lane *l)
     free(l);
 }
 
-int td_prefill_lane_start(const td_prefill_lane_config *config, td_prefill_lane **ret_lane,
-                          td_err *reterr_err)
+int td_prefill_lane_start(const td_worker_lane_config *config, const td_prefill_policy *policy,
+                          td_prefill_lane **ret_lane, td_err *reterr_err)
 {
+    static const td_worker_lane_ops ops = {.arrive = arrive,
+                                           .from_mover = from_mover,
+                                           .fail = on_fail,
+                                           .see = see,
+                                           .step = step,
+                                           .free_job = free_job};
     td_prefill_lane *l = calloc(1, sizeof *l);
     if (!l)
         return td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
-    uint32_t n = config->policy.max_seqs;
+    uint32_t n = policy->max_seqs;
     td_kv_stats stats;
-    l->c = *config;
-    l->pool = td_engine_pool(config->engine);
-    td_kv_pool_stats(l->pool, &stats);
+    td_kv_pool_stats(td_engine_pool(config->engine), &stats);
+    l->policy = *policy;
     l->n_blocks = stats.n_blocks;
-    td_list_init(&l->jobs);
     l->picks = calloc(n, sizeof *l->picks);
     l->items = calloc(n, sizeof *l->items);
     l->picked = calloc(n, sizeof *l->picked);
     l->samples = calloc((size_t)n * TD_CHOICES_MAX, sizeof *l->samples);
-    int r = l->picks && l->items && l->picked && l->samples ? 0 : -ENOMEM;
-    if (r == 0)
-        r = -pthread_create(&l->thread, NULL, lane_main, l);
+    int r = 0;
+    if (!l->picks || !l->items || !l->picked || !l->samples)
+        r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
+    else
+        r = td_worker_lane_start(&l->base, &ops, config, reterr_err);
     if (r < 0) {
         lane_free(l);
-        return td_err_set(reterr_err, r, "lane: cannot start a thread: %s", td_errno_text(r));
+        return r;
     }
     *ret_lane = l;
     return 0;
@@ -479,9 +425,7 @@ int td_prefill_lane_start(const td_prefill_lane_config *config, td_prefill_lane 
 
 int td_prefill_lane_stop(td_prefill_lane *l)
 {
-    if (!atomic_exchange(&l->stop, 1))
-        (void)td_ring_push(l->c.from_loop, &td_msg_wake);
-    if (pthread_tryjoin_np(l->thread, NULL) != 0)
+    if (!td_worker_lane_stop(&l->base))
         return 0;
     lane_free(l);
     return 1;

@@ -15,8 +15,9 @@ MAY = {
     "engine": ("base", "kernels"),
     "handoff": ("base", "proto", "rpc", "engine/kv.h"),
     "router": ("base", "proto", "net", "rpc", "text"),
-    "prefill-worker": ("base", "proto", "net", "rpc", "engine", "handoff", "text/grammar.h"),
-    "decode-worker": ("base", "proto", "net", "rpc", "engine", "handoff", "text/grammar.h"),
+    "worker": ("base", "proto", "net", "rpc", "engine", "handoff", "text/grammar.h"),
+    "prefill-worker": ("base", "proto", "net", "rpc", "engine", "handoff", "text/grammar.h", "worker"),
+    "decode-worker": ("base", "proto", "net", "rpc", "engine", "handoff", "text/grammar.h", "worker"),
     "cli": tuple(f for f in FOLDERS if f != "cli"),
 }
 # system headers that are not libc: who may name them. jansson and protobuf-c show in the headers of base and proto, so

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("base", "proto", "net", "rpc", "kernels", "text", "engine", "handoff", "router", "prefill-worker",
+FOLDERS = ("base", "proto", "net", "rpc", "kernels", "text", "engine", "handoff", "router", "worker", "prefill-worker",
            "decode-worker", "cli")
 SKIP = 77
 

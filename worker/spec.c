@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "decode-worker/spec.h"
+#include "worker/spec.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "proto/engine.pb-c.h"
 #include "base/banned.h"
 
-int td_decode_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice,
+int td_worker_seq(td_engine *e, const td_request *r, uint32_t timeline, uint32_t choice,
                   td_seq **ret_seq, td_err *reterr_err)
 {
     const Tandem__V1__SamplingParams *p = r->sampling;

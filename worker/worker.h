@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The frame of a worker process: options, model, engine, rings between its three threads, the
+ * connection to the router, metrics, readiness and an orderly end. What a kind of worker adds is in
+ * td_worker_kind; it embeds td_worker as the first member of its own state.
+ *
+ * Order of a start: engine, rings, mover, HELLO, lane, metrics, router. An end goes the other way:
+ * the lane ends every job first, then the mover, then the connection. Loop thread. */
+#ifndef TD_WORKER_WORKER_H
+#define TD_WORKER_WORKER_H
+
+#include "base/options.h"
+#include "base/strbuf.h"
+#include "engine/engine.h"
+#include "handoff/host.h"
+#include "handoff/ticket.h"
+#include "net/http.h"
+#include "net/loop.h"
+#include "net/metrics.h"
+#include "net/service.h"
+#include "rpc/rpc.h"
+#include "worker/desk.h"
+#include "worker/lane.h"
+
+enum { TD_WORKER_CORES_MAX = 1024 };
+
+typedef struct td_worker td_worker;
+
+typedef struct td_worker_kind {
+    const char *program, *usage, *log_name;
+    uint32_t sections;                              /* TD_SEC_ */
+    int decode;                                     /* role in HELLO */
+    int (*open_mover)(td_worker *w, td_err *err);   /* starts it */
+    const char *(*kv_endpoint)(const td_worker *w); /* for HELLO; NULL function: none */
+    int (*open_lane)(td_worker *w, td_err *err);    /* starts it */
+    int (*stop_lane)(td_worker *w);                 /* as td_worker_lane_stop(), and frees */
+    void (*close_mover)(td_worker *w);              /* after the lane; also when none was opened */
+    int (*open_metrics)(td_worker *w, td_metrics *m); /* -ENOMEM */
+    void (*update_metrics)(td_worker *w);
+    const _Atomic uint64_t *(*drops)(const td_worker *w); /* [TD_DROP_MAX] */
+} td_worker_kind;
+
+struct td_worker {
+    const td_worker_kind *kind;
+    td_worker_desk *desk; /* the service's; its ops are set */
+    td_options options;
+    td_loop *loop;
+    td_service *service;
+    td_model *model;
+    td_engine *engine;
+    td_ring *loop_lane, *lane_loop, *lane_mover, *mover_lane;
+    int lane_open;
+    td_host host;
+    td_rpc *rpc;
+    td_io *lane_io;
+    td_http_server *http;
+    td_metrics *metrics;
+    td_gauge *g_running, *g_waiting, *g_free, *g_up;
+    td_counter *c_tokens;
+    uint8_t epoch[16]; /* drawn before the mover starts: tickets and frames name it */
+    int cores[TD_WORKER_CORES_MAX];
+    uint32_t n_cores;
+    uint64_t seen_step, seen_us;
+    int status;
+};
+
+/* Run the service until SIGTERM; w is zeroed but for kind and desk. argv without the program's own
+ * name. Returns the exit status. */
+int td_worker_main(td_worker *w, int argc, char **argv);
+
+/* For the service: */
+
+/* The lane and the mover count; the registry follows. */
+void td_worker_follow(td_counter *c, uint64_t v);
+/* The core that loop and mover share; -1: none given. */
+int td_worker_first_core(const td_worker *w);
+/* What the lane of either kind needs. */
+td_worker_lane_config td_worker_lane_config_of(td_worker *w);
+
+#endif
