@@ -28,7 +28,8 @@ enum {
 typedef struct peer {
     td_list node;
     char *endpoint;
-    td_bulk *bulk; /* NULL: closed by force, frames still coming back */
+    uint8_t key[TD_CURVE_KEY_BYTES]; /* with keys: of the decode worker */
+    td_bulk *bulk;                   /* NULL: closed by force, frames still coming back */
     uint32_t n_pushes;
     uint64_t idle_us;
     int blocked; /* the last send gave -EAGAIN */
@@ -108,19 +109,35 @@ static void peer_free(td_pusher *p, peer *e)
     free(e);
 }
 
-static peer *peer_find(td_pusher *p, const char *endpoint)
+static peer *peer_find(td_pusher *p, const td_push_ticket *k)
 {
     for (td_list *l = p->peers.next; l != &p->peers; l = l->next) {
         peer *e = TD_LIST_ENTRY(l, peer, node);
-        if (e->bulk && strcmp(e->endpoint, endpoint) == 0)
+        if (e->bulk && strcmp(e->endpoint, k->endpoint) == 0 &&
+            (!k->kv_key || memcmp(e->key, k->kv_key, sizeof e->key) == 0))
             return e;
     }
     return NULL;
 }
 
-static int peer_get(td_pusher *p, const char *endpoint, peer **ret_peer, td_err *reterr_err)
+/* A router in error, or in other hands, sends our blocks to nobody but decode workers. */
+static int may_dial(td_pusher *p, const td_push_ticket *k, td_err *reterr_err)
 {
-    if ((*ret_peer = peer_find(p, endpoint)))
+    if (!td_link_keys(p->c.link) || !k->kv_key ||
+        td_link_is_listed(p->c.link, k->kv_key, TD_ROLE_DECODE))
+        return 0;
+    return td_err_set(reterr_err, -EACCES,
+                      "%s: the key in its ticket is not that of a decode worker in curve-peers",
+                      k->endpoint);
+}
+
+static int peer_get(td_pusher *p, const td_push_ticket *k, peer **ret_peer, td_err *reterr_err)
+{
+    const char *endpoint = k->endpoint;
+    int r = may_dial(p, k, reterr_err);
+    if (r < 0)
+        return r;
+    if ((*ret_peer = peer_find(p, k)))
         return 0;
     if (p->n_peers == PEERS_MAX)
         return td_err_set(reterr_err, -ENOBUFS, "KV socket: more than %d decode workers at a time",
@@ -130,7 +147,9 @@ static int peer_get(td_pusher *p, const char *endpoint, peer **ret_peer, td_err 
         free(e);
         return td_err_set(reterr_err, -ENOMEM, "KV socket: out of memory");
     }
-    int r = td_bulk_dial(endpoint, &e->bulk, reterr_err);
+    if (k->kv_key)
+        memcpy(e->key, k->kv_key, sizeof e->key);
+    r = td_bulk_dial(endpoint, p->c.link, k->kv_key ? e->key : NULL, &e->bulk, reterr_err);
     if (r < 0) {
         free(e->endpoint);
         free(e);
@@ -154,7 +173,7 @@ int td_push_begin(td_pusher *p, const td_push_ticket *k, uint64_t now_us, td_pus
     td_push *s = calloc(1, sizeof *s);
     if (!s)
         return td_err_set(reterr_err, -ENOMEM, "KV socket: out of memory");
-    int r = peer_get(p, k->endpoint, &s->peer, reterr_err);
+    int r = peer_get(p, k, &s->peer, reterr_err);
     if (r < 0) {
         free(s);
         return r;

@@ -23,7 +23,8 @@ typedef struct td_push td_push;
 typedef struct td_push_ticket {
     uint8_t id[16], decode_epoch[16];
     uint32_t attempt, generation;
-    const char *endpoint; /* copied */
+    const char *endpoint;  /* copied */
+    const uint8_t *kv_key; /* 32: public key of the KV socket there; NULL: it has none. Copied */
     uint64_t credit_bytes, deadline_us;
     void *user;
 } td_push_ticket;
@@ -53,6 +54,7 @@ typedef struct td_push_stats {
 
 typedef struct td_pusher_config {
     td_kv_pool *pool; /* borrowed */
+    td_link *link;    /* keys; NULL: none. Outlives the pusher */
     uint8_t model_hash[32], profile_id[16], epoch[16];
     td_push_ops ops;
     void *arg;

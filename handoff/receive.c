@@ -66,7 +66,7 @@ int td_receive_open(const td_receive_config *config, td_receive **ret_receive, t
                    "KV layout: one layer of a block is larger than a frame of %d bytes",
                    TD_KV_FRAME_MAX);
     else
-        e = td_bulk_bind(config->endpoint, &r->bulk, reterr_err);
+        e = td_bulk_bind(config->endpoint, config->link, &r->bulk, reterr_err);
     if (e < 0) {
         td_receive_close(r);
         return e;

@@ -57,6 +57,7 @@ typedef struct td_receive_stats {
 typedef struct td_receive_config {
     const char *endpoint;
     td_kv_pool *pool; /* borrowed */
+    td_link *link;    /* keys; NULL: none. Outlives the receiver */
     uint8_t model_hash[32], profile_id[16], epoch[16];
     td_receive_ops ops;
     void *arg;

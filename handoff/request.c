@@ -131,6 +131,9 @@ int td_ticket_message_check(const Tandem__V1__Ticket *t, td_err *reterr_err)
         return td_err_set(reterr_err, -EINVAL,
                           "ticket: endpoint has %zu bytes, 1 to %d are allowed", t->endpoint.len,
                           ENDPOINT_MAX - 1);
+    if (t->has_kv_key && t->kv_key.len != 32)
+        return td_err_set(reterr_err, -EINVAL, "ticket: kv_key has %zu bytes, not 32",
+                          t->kv_key.len);
     if (t->deadline_ms == 0)
         return td_err_set(reterr_err, -EINVAL, "ticket: no time left");
     return 0;

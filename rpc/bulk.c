@@ -15,6 +15,7 @@ enum { BULK_HWM = 256, BULK_POLLS_MAX = 256 };
 
 struct td_bulk {
     void *socket;
+    td_link *link;
     int bound, broken;
     char endpoint[256];
     uint64_t dropped;
@@ -22,16 +23,21 @@ struct td_bulk {
     zmq_msg_t parts[TD_BULK_PARTS_MAX];
 };
 
-static int bulk_open(const char *endpoint, int dial, td_bulk **ret_bulk, td_err *reterr_err)
+static int bulk_open(const char *endpoint, int dial, td_link *link, const uint8_t *server_key,
+                     td_bulk **ret_bulk, td_err *reterr_err)
 {
     td_bulk *b = calloc(1, sizeof *b);
     if (!b)
         return td_err_set(reterr_err, -ENOMEM, "%s: out of memory", endpoint);
     b->bound = !dial;
+    b->link = link;
     td_sock_config config = {.type = dial ? ZMQ_DEALER : ZMQ_ROUTER,
                              .dial = dial,
                              .max_frame_bytes = TD_BULK_PART_BYTES_MAX,
-                             .hwm = BULK_HWM};
+                             .hwm = BULK_HWM,
+                             .link = link,
+                             .door = TD_DOOR_KV,
+                             .server_key = server_key};
     int r = td_sock_open(endpoint, &config, &b->socket, reterr_err);
     if (r == 0)
         r = td_sock_endpoint(b->socket, b->endpoint, sizeof b->endpoint);
@@ -43,14 +49,21 @@ static int bulk_open(const char *endpoint, int dial, td_bulk **ret_bulk, td_err 
     return 0;
 }
 
-int td_bulk_bind(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err)
+int td_bulk_bind(const char *endpoint, td_link *link, td_bulk **ret_bulk, td_err *reterr_err)
 {
-    return bulk_open(endpoint, 0, ret_bulk, reterr_err);
+    return bulk_open(endpoint, 0, link, NULL, ret_bulk, reterr_err);
 }
 
-int td_bulk_dial(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err)
+int td_bulk_dial(const char *endpoint, td_link *link, const uint8_t *server_key, td_bulk **ret_bulk,
+                 td_err *reterr_err)
 {
-    return bulk_open(endpoint, 1, ret_bulk, reterr_err);
+    if (td_link_keys(link) && !server_key)
+        return td_err_set(
+            reterr_err, -EACCES,
+            "%s: its ticket names no key, and here sockets have keys: give the decode "
+            "worker curve-secret and curve-peers",
+            endpoint);
+    return bulk_open(endpoint, 1, link, server_key, ret_bulk, reterr_err);
 }
 
 static void drop_parts(td_bulk *b)
@@ -131,8 +144,10 @@ int td_bulk_send(td_bulk *b, const td_bulk_peer *peer, const td_bulk_part *parts
         int r = send_part(b, &parts[i], i + 1 < n);
         if (r == 0)
             continue;
-        if (i == 0 && !peer && r == -EAGAIN)
-            return r;
+        if (i == 0 && !peer && r == -EAGAIN) {
+            b->broken = b->link && td_sock_refused(b->socket);
+            return b->broken ? -EPIPE : r;
+        }
         if (peer)
             return -EHOSTUNREACH;
         /* The parts before are lost with the connection, and libzmq would swallow the next message

@@ -8,7 +8,7 @@
  * is 0; td_bulk_close() forgets what was queued (LINGER 0), which forces the counts to 0 soon
  * after; a message has at most TD_BULK_PARTS_MAX parts of at most TD_BULK_PART_BYTES_MAX, one that
  * has more is dropped and counted. Endpoints are checked as rpc/sock.h says: no wildcard, nothing
- * beyond loopback until keys are configured. */
+ * beyond loopback without keys. */
 #ifndef TD_RPC_BULK_H
 #define TD_RPC_BULK_H
 
@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "rpc/link.h"
 
 enum {
     TD_BULK_PARTS_MAX = 1024,
@@ -26,10 +27,12 @@ enum {
 
 typedef struct td_bulk td_bulk;
 
-/* Bind or dial. A dialled one connects in the background and again after a loss; until then sends
- * give -EAGAIN. */
-int td_bulk_bind(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err);
-int td_bulk_dial(const char *endpoint, td_bulk **ret_bulk, td_err *reterr_err);
+/* Bind or dial the KV door. A dialled one connects in the background and again after a loss; until
+ * then sends give -EAGAIN. link: keys, outlives the td_bulk; NULL: none. server_key: 32 bytes of
+ * the binding side's public key, needed when the link has keys. */
+int td_bulk_bind(const char *endpoint, td_link *link, td_bulk **ret_bulk, td_err *reterr_err);
+int td_bulk_dial(const char *endpoint, td_link *link, const uint8_t *server_key, td_bulk **ret_bulk,
+                 td_err *reterr_err);
 /* Forget what is queued and close. NULL is fine. */
 void td_bulk_close(td_bulk *b);
 /* The endpoint in use; a tcp port 0 is resolved. Borrowed. */
@@ -52,7 +55,8 @@ typedef struct td_bulk_part {
  * 0        queued; referenced parts stay untouched until *flight says so
  * -EAGAIN  not connected or the queue is full; nothing is held: wait for TD_BULK_WRITE
  * -EHOSTUNREACH  that peer has gone
- * -EPIPE   the connection broke inside a message: close it; nothing more can be sent */
+ * -EPIPE   the connection broke inside a message, or the other side refused our key: close it;
+ *          nothing more can be sent */
 int td_bulk_send(td_bulk *b, const td_bulk_peer *peer, const td_bulk_part *parts, uint32_t n);
 
 /* Take the next message: its parts are views until the next td_bulk_recv() or td_bulk_close().

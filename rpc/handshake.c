@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/rand.h"
 #include "rpc/rpc_int.h"
+#include "rpc/sock.h"
 #include "base/banned.h"
 
 #define TRY_US         (50 * TD_MS) /* not connected yet: look again (the descriptor tells sooner) */
@@ -113,8 +114,8 @@ static int send_welcome(td_rpc *r, td_session *s, const Tandem__V1__Hello *h)
 }
 
 /* The same process speaks on a new connection, or starts anew on an old one: what it had before is
- * over. */
-static void replace(td_rpc *r, const td_route *route, const uint8_t epoch[16])
+ * over. With keys, nobody ends a session of another key. */
+static int replace(td_rpc *r, const td_route *route, const uint8_t epoch[16])
 {
     td_session *s = td_rpc_find_route(r, route);
     if (s)
@@ -122,10 +123,13 @@ static void replace(td_rpc *r, const td_route *route, const uint8_t epoch[16])
     TD_LIST_FOR (it, &r->sessions) {
         s = TD_LIST_ENTRY(it, td_session, node);
         if (memcmp(s->epoch, epoch, 16) == 0) {
+            if (r->from && strcmp(r->from, s->user_id) != 0)
+                return -EACCES;
             drop_session(s, "the same process said HELLO on a new connection");
-            return; /* epochs are unique in the table; callbacks may have changed the list */
+            return 0; /* epochs are unique in the table; callbacks may have changed the list */
         }
     }
+    return 0;
 }
 
 static int admit(td_rpc *r, td_session *s, const Tandem__V1__Hello *h, td_err *err)
@@ -164,7 +168,11 @@ static void recv_hello(td_rpc *r, const td_route *route, const uint8_t *body, si
         send_status(r, route, 0, TD_INVALID_ARGUMENT, err.text);
         return;
     }
-    replace(r, route, h->epoch.data);
+    if (replace(r, route, h->epoch.data) < 0) {
+        r->stats.bad_frames++;
+        send_status(r, route, 0, TD_PERMISSION_DENIED, "HELLO.epoch is that of another key");
+        return;
+    }
     if (r->draining || r->n_sessions >= r->c.max_sessions) {
         send_status(r, route, 0, TD_UNAVAILABLE, r->draining ? "draining" : "too many sessions");
         return;
@@ -175,7 +183,8 @@ static void recv_hello(td_rpc *r, const td_route *route, const uint8_t *body, si
         send_status(r, route, 0, TD_RESOURCE_EXHAUSTED, "out of memory");
         return;
     }
-    e = admit(r, s, h, &err);
+    e = r->from ? td_session_authenticate(s, h->role, &err) : 0;
+    e = e ? e : admit(r, s, h, &err);
     if (e < 0) {
         send_status(r, route, 0, TD_FAILED_PRECONDITION, err.text[0] ? err.text : td_errno_text(e));
         td_session_unref(s);
@@ -260,8 +269,17 @@ void td_handshake_tick(void *arg)
         back_off(r);
         return;
     }
+    if (r->dial_state == TD_DIAL_TRY && r->c.link && td_sock_refused(r->socket)) {
+        r->redial = 1;
+        back_off(r);
+        return;
+    }
     if (r->dial_state == TD_DIAL_BACKOFF)
         r->dial_state = TD_DIAL_TRY;
+    if (r->redial) {
+        r->redial = 0;
+        (void)td_sock_redial(r->socket, r->endpoint);
+    }
     td_handshake_try(r);
     if (r->dial_state == TD_DIAL_TRY)
         set_state(r, TD_DIAL_TRY, TRY_US);

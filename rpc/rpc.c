@@ -118,14 +118,25 @@ static void handle(td_rpc *r, const td_route *route, zmq_msg_t *preamble, zmq_ms
     }
     bad_form |= p.n_attachments != 0;
     td_session *s = route->n ? td_rpc_find_route(r, route) : r->peer;
+    if (route->n && td_link_keys(r->c.link)) {
+        r->from = zmq_msg_gets(preamble, "User-Id");
+        if (!r->from) { /* never happens while the handler lives: who is not admitted has no voice
+                         */
+            r->stats.bad_frames++;
+            return;
+        }
+    }
     int of_session = s && p.type != TD_FRAME_HELLO && p.type != TD_FRAME_WELCOME &&
                      (route->n || p.session == s->number);
-    if (of_session)
+    if (of_session && r->from && !td_session_is_from_peer(s))
+        r->stats.bad_frames++;
+    else if (of_session)
         td_session_recv(s, &p, zmq_msg_data(body), n, bad_form);
     else if (bad_form)
         r->stats.bad_frames++;
     else
         td_handshake_recv(r, route, &p, zmq_msg_data(body), n);
+    r->from = NULL;
 }
 
 /* Preamble and body behind the routing id. Fewer parts: dropped; more: the rest is drained. */
@@ -279,7 +290,15 @@ static int attach(td_rpc *r, td_err *err)
     td_sock_config sc = {.type = r->c.dial ? ZMQ_DEALER : ZMQ_ROUTER,
                          .dial = r->c.dial,
                          .max_frame_bytes = r->c.max_message_bytes + ENVELOPE_BYTES,
-                         .hwm = HWM};
+                         .hwm = HWM,
+                         .link = r->c.link,
+                         .door = r->c.door,
+                         .server_key = r->server_key};
+    if (r->c.dial && td_link_keys(r->c.link)) {
+        int k = td_link_router_key(r->c.link, r->server_key, err);
+        if (k < 0)
+            return k;
+    }
     int e = td_sock_open(r->c.endpoint, &sc, &r->socket, err), fd;
     if (e < 0)
         return e;

@@ -17,6 +17,7 @@
 #include "base/strbuf.h"
 #include "net/loop.h"
 #include "rpc/frame.h"
+#include "rpc/link.h"
 
 /* Generated types, by forward declaration so that this header needs no protobuf-c. */
 struct Tandem__V1__Hello;
@@ -58,8 +59,10 @@ typedef struct td_rpc_ops {
 
 typedef struct td_rpc_config {
     const char *endpoint; /* ipc://PATH or tcp://LITERAL:PORT; wildcards are refused; tcp beyond
-                           * loopback is refused until keys are configured */
+                           * loopback is refused without keys */
     int dial;             /* 1 dial, 0 bind */
+    td_link *link;        /* keys; outlives the td_rpc. NULL: none, and nobody watches */
+    td_door door;         /* bind: CONTROL or CLIENT; dial: CONTROL */
     struct Tandem__V1__Hello
         *hello;        /* dial: sent on every (re)connection; borrowed for the td_rpc's life */
     uint8_t epoch[16]; /* this process's boot epoch */
@@ -88,6 +91,9 @@ void td_session_set_user(td_session *s, void *user);
 void *td_session_user(const td_session *s);
 const char *td_session_name(const td_session *s); /* from HELLO, printable */
 uint32_t td_session_number(const td_session *s);
+/* Whose key the other side proved to have: binding side with keys, else NULL. HELLO's role is that
+ * of the key. */
+const td_peer *td_session_peer(const td_session *s);
 int td_session_is_draining(const td_session *s); /* GOAWAY seen */
 /* End the session (on_down follows from the loop, not from inside); the peer is told. */
 void td_session_close(td_session *s, const char *reason);

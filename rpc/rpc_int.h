@@ -36,6 +36,8 @@ struct td_rpc {
     td_after pump; /* look at the socket again at the end of this turn */
     td_after reap; /* sessions with `pending` */
     td_codec codec;
+    uint8_t server_key[TD_CURVE_KEY_BYTES]; /* dial with keys */
+    const char *from; /* binding side with keys: who sent the message at hand */
     td_list sessions;
     uint32_t n_sessions, next_number;
     td_map by_route;  /* binding side: hash of the routing id -> session */
@@ -43,6 +45,7 @@ struct td_rpc {
     td_timer *dial_timer;
     td_dial_state dial_state;
     uint64_t backoff_us;
+    int redial;       /* the other side would not have us: dial anew after the back-off */
     unsigned n_young; /* sessions in a row that died young */
     int draining, closing;
     td_rpc_stats stats;
@@ -79,6 +82,10 @@ struct td_session {
     td_route route;
     uint8_t epoch[16];
     char name[TD_NAME_BYTES_MAX + 1];
+    int has_peer; /* binding side with keys: */
+    td_peer peer;
+    char user_id[TD_CURVE_TEXT_BYTES];
+    uint32_t generation; /* of the allow-list that peer is from */
     void *user;
     td_timer *tick;
     uint64_t tick_at_us;
@@ -157,6 +164,10 @@ void td_session_recv(td_session *s, const td_preamble *p, const uint8_t *body, s
                      int bad_form);
 /* The session cannot go on; it ends from the loop. */
 void td_session_lose(td_session *s, td_pending how, const char *reason);
+/* Binding side with keys: take the identity of who sent the message at hand. -EACCES with text. */
+int td_session_authenticate(td_session *s, uint32_t hello_role, td_err *reterr_err);
+/* 1: the message at hand is from this session's peer, who is still in the list. */
+int td_session_is_from_peer(td_session *s);
 /* Printable copy for logs: control bytes become '?'. */
 void td_printable(char *out, size_t out_bytes, const void *bytes, size_t n);
 

@@ -463,6 +463,11 @@ void *td_session_user(const td_session *s)
     return s->user;
 }
 
+const td_peer *td_session_peer(const td_session *s)
+{
+    return s->has_peer ? &s->peer : NULL;
+}
+
 const char *td_session_name(const td_session *s)
 {
     return s->name;

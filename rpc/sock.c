@@ -14,6 +14,7 @@
 
 #include "base/bug.h"
 #include "base/cleanup.h"
+#include "rpc/zap.h"
 #include "rpc/zmq_ctx.h"
 #include "base/banned.h"
 
@@ -70,7 +71,7 @@ static char *unbracket(char *host)
     return host + 1;
 }
 
-static int check_tcp(const char *endpoint, td_err *err)
+static int check_tcp(const char *endpoint, int has_keys, td_err *err)
 {
     char text[128];
     int valid, any, n = snprintf(text, sizeof text, "%s", endpoint + strlen("tcp://"));
@@ -93,20 +94,22 @@ static int check_tcp(const char *endpoint, td_err *err)
                           "tcp://127.0.0.1:7070 or "
                           "tcp://[::1]:7070",
                           endpoint);
-    if (!loopback)
-        return td_err_set(err, -EACCES,
-                          "%s: an address beyond loopback needs keys, and none are configured: use "
-                          "ipc://, 127.0.0.1 or [::1]",
-                          endpoint);
+    if (!loopback && !has_keys)
+        return td_err_set(
+            err, -EACCES,
+            "%s: an address beyond loopback needs keys, and none are configured: make "
+            "them with `tandem keys DIR` and set curve-secret and curve-peers, or use "
+            "ipc://, 127.0.0.1 or [::1]",
+            endpoint);
     return 0;
 }
 
-int td_endpoint_check(const char *endpoint, td_err *err)
+int td_endpoint_check(const char *endpoint, int has_keys, td_err *err)
 {
     if (strncmp(endpoint, "ipc://", 6) == 0)
         return check_ipc(endpoint, err);
     if (strncmp(endpoint, "tcp://", 6) == 0)
-        return check_tcp(endpoint, err);
+        return check_tcp(endpoint, has_keys, err);
     return td_err_set(err, -EINVAL,
                       "%.200s: not an endpoint: write ipc:///PATH or tcp://ADDRESS:PORT", endpoint);
 }
@@ -200,11 +203,42 @@ static int configure(void *socket, const char *endpoint, const td_sock_config *c
     return r;
 }
 
+static int set_bytes(void *socket, int option, const void *value, size_t n)
+{
+    return zmq_setsockopt(socket, option, value, n) < 0 ? -zmq_errno() : 0;
+}
+
+/* Before bind and connect: from the first byte on nothing is plain. */
+static int secure(void *socket, const char *endpoint, const td_sock_config *c, td_err *err)
+{
+    char domain[TD_ZAP_DOMAIN_BYTES];
+    const td_curve_pair *pair = td_link_keys(c->link);
+    TD_BUG_ON(pair && c->dial && !c->server_key);
+    int r = td_zap_watch(socket, c->link, c->door, c->dial, endpoint, domain);
+    if (r < 0)
+        return td_err_set(err, r, "%s: cannot watch the socket: %s", endpoint, zmq_strerror(-r));
+    if (!pair)
+        return 0;
+    r = set_bytes(socket, ZMQ_CURVE_SECRETKEY, pair->secret_key, TD_CURVE_KEY_BYTES);
+    if (r == 0 && c->dial) {
+        r = set_bytes(socket, ZMQ_CURVE_PUBLICKEY, pair->public_key, TD_CURVE_KEY_BYTES);
+        if (r == 0)
+            r = set_bytes(socket, ZMQ_CURVE_SERVERKEY, c->server_key, TD_CURVE_KEY_BYTES);
+    } else if (r == 0) {
+        r = set_int(socket, ZMQ_CURVE_SERVER, 1);
+        if (r == 0)
+            r = set_bytes(socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain));
+    }
+    return r < 0 ? td_err_set(err, r, "%s: cannot set a key: %s", endpoint, zmq_strerror(-r)) : 0;
+}
+
 static int attach(void *socket, const char *endpoint, const td_sock_config *c, td_err *err)
 {
     int r = configure(socket, endpoint, c);
     if (r < 0)
         return td_err_set(err, r, "%s: cannot set a socket option: %s", endpoint, zmq_strerror(-r));
+    if (c->link && (r = secure(socket, endpoint, c, err)) < 0)
+        return r;
     if (!c->dial && endpoint[0] == 'i')
         return bind_ipc(socket, endpoint, err);
     r = c->dial ? zmq_connect(socket, endpoint) : zmq_bind(socket, endpoint);
@@ -216,7 +250,7 @@ static int attach(void *socket, const char *endpoint, const td_sock_config *c, t
 
 int td_sock_open(const char *endpoint, const td_sock_config *c, void **ret_socket, td_err *err)
 {
-    int r = td_endpoint_check(endpoint, err);
+    int r = td_endpoint_check(endpoint, td_link_keys(c->link) != NULL, err);
     if (r < 0)
         return r;
     void *context = td_zmq_context_ref();
@@ -242,9 +276,21 @@ void td_sock_close(void *socket, int linger_ms)
 {
     if (!socket)
         return;
+    td_zap_forget(socket);
     set_int(socket, ZMQ_LINGER, linger_ms);
     zmq_close(socket);
     td_zmq_context_unref();
+}
+
+int td_sock_refused(void *socket)
+{
+    return td_zap_refused(socket);
+}
+
+int td_sock_redial(void *socket, const char *endpoint)
+{
+    (void)zmq_disconnect(socket, endpoint); /* libzmq may have let go of it already */
+    return zmq_connect(socket, endpoint) < 0 ? -zmq_errno() : 0;
 }
 
 int td_sock_endpoint(void *socket, char *out, size_t out_bytes)

@@ -284,7 +284,7 @@ static void liar_open(liar *l)
     memset(l, 0, sizeof *l);
     snprintf(endpoint, sizeof endpoint, "ipc://%s/kv.sock", dir);
     end_open(&l->e, endpoint);
-    if (td_bulk_dial(endpoint, &l->bulk, &err) < 0)
+    if (td_bulk_dial(endpoint, NULL, NULL, &l->bulk, &err) < 0)
         fail_msg("%s", err.text);
     td_random_bytes(l->key.id, 16);
     l->seq = make_seq(1, ids, N_PROMPT, N_PROMPT);
@@ -638,7 +638,7 @@ static void test_silent_peer(void **state)
         snprintf(deaf, sizeof deaf, "ipc://%s/deaf.sock", dir);
         end_open(&e, endpoint);
         if (bound)
-            assert_int_equal(td_bulk_bind(deaf, &other, &err), 0);
+            assert_int_equal(td_bulk_bind(deaf, NULL, &other, &err), 0);
         td_seq *a = make_seq(0, ids, N_PROMPT, N_PROMPT);
         td_push_ticket k = {.attempt = 1,
                             .endpoint = deaf,
@@ -681,10 +681,10 @@ static void test_refused_endpoints(void **state)
     for (size_t i = 0; i < TD_ARRAY_LEN(bad); i++) {
         td_bulk *b = NULL;
         td_err err = {0};
-        assert_true(td_bulk_bind(bad[i], &b, &err) < 0);
+        assert_true(td_bulk_bind(bad[i], NULL, &b, &err) < 0);
         assert_non_null(strchr(err.text, ' '));
         assert_null(b);
-        assert_true(td_bulk_dial(bad[i], &b, &err) < 0);
+        assert_true(td_bulk_dial(bad[i], NULL, NULL, &b, &err) < 0);
     }
 }
 

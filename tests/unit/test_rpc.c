@@ -945,7 +945,7 @@ static void test_endpoints(void **state)
     };
     for (size_t i = 0; i < TD_ARRAY_LEN(t); i++) {
         td_err err = {.code = 0};
-        assert_int_equal(td_endpoint_check(t[i].endpoint, &err), t[i].r);
+        assert_int_equal(td_endpoint_check(t[i].endpoint, 0, &err), t[i].r);
         assert_non_null(strstr(err.text, t[i].text));
     }
 }
