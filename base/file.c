@@ -50,6 +50,11 @@ static int open_regular(const char *path, int flags, int *ret_fd, size_t *ret_le
     return 0;
 }
 
+static int too_large(const char *path, size_t size, size_t max_bytes, td_err *reterr_err)
+{
+    return td_err_set(reterr_err, -EFBIG, "%s: %zu bytes, the limit is %zu", path, size, max_bytes);
+}
+
 /* Read until the end or cap bytes; the size from fstat is only a first guess (procfs says 0). */
 static int read_all(int fd, const char *path, size_t max_bytes, size_t guess, char **ret_data,
                     size_t *ret_len, td_err *reterr_err)
@@ -98,21 +103,23 @@ int td_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *re
     if (r < 0)
         return r;
     if (size > max_bytes)
-        return td_err_set(reterr_err, -EFBIG, "%s: %zu bytes, the limit is %zu", path, size,
-                          max_bytes);
+        return too_large(path, size, max_bytes, reterr_err);
     return read_all(fd, path, max_bytes, size, ret_data, ret_len, reterr_err);
 }
 
-int td_file_map(const char *path, const void **ret_data, size_t *ret_len, td_err *reterr_err)
+static int map(const char *path, size_t max_bytes, int open_flags, int map_flags,
+               const void **ret_data, size_t *ret_len, td_err *reterr_err)
 {
     TD_AUTO_CLOSE int fd = -1;
     size_t size = 0;
-    int r = open_regular(path, O_NOFOLLOW, &fd, &size, reterr_err);
+    int r = open_regular(path, open_flags, &fd, &size, reterr_err);
     if (r < 0)
         return r;
+    if (size > max_bytes)
+        return too_large(path, size, max_bytes, reterr_err);
     void *p = NULL;
     if (size) {
-        p = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+        p = mmap(NULL, size, PROT_READ, MAP_PRIVATE | map_flags, fd, 0);
         if (p == MAP_FAILED) {
             int e = errno;
             return td_err_set(reterr_err, -e, "%s: cannot map %zu bytes: %s", path, size,
@@ -122,6 +129,17 @@ int td_file_map(const char *path, const void **ret_data, size_t *ret_len, td_err
     *ret_data = p;
     *ret_len = size;
     return 0;
+}
+
+int td_file_map(const char *path, const void **ret_data, size_t *ret_len, td_err *reterr_err)
+{
+    return map(path, SIZE_MAX, O_NOFOLLOW, 0, ret_data, ret_len, reterr_err);
+}
+
+int td_file_map_whole(const char *path, size_t max_bytes, const void **ret_data, size_t *ret_len,
+                      td_err *reterr_err)
+{
+    return map(path, max_bytes, 0, MAP_POPULATE, ret_data, ret_len, reterr_err);
 }
 
 void td_file_unmap(const void *data, size_t len)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "base/pages.h"
 #include "base/banned.h"
 
 enum { NONE = -1, PREFETCH = 16 };
@@ -29,8 +30,7 @@ static size_t slot_of(uint32_t left, uint32_t right)
 static void put(td_merges *m, const td_merge *e)
 {
     size_t at = slot_of(e->left, e->right) & m->mask;
-    while (m->slots[at].left != UINT32_MAX &&
-           (m->slots[at].left != e->left || m->slots[at].right != e->right))
+    while (m->slots[at].rank && (m->slots[at].left != e->left || m->slots[at].right != e->right))
         at = (at + 1) & m->mask;
     m->slots[at] = *e;
 }
@@ -40,10 +40,9 @@ int td_merges_init(td_merges *m, const td_merge *list, size_t n)
     size_t cap = 16;
     while (cap / 3 < n / 2) /* at most two thirds full */
         cap *= 2;
-    m->slots = malloc(cap * sizeof *m->slots);
+    m->slots = td_pages_alloc(cap * sizeof *m->slots);
     if (!m->slots)
         return -ENOMEM;
-    memset(m->slots, 0xFF, cap * sizeof *m->slots);
     m->mask = cap - 1;
     for (size_t i = 0; i < n; i++) {
         if (i + PREFETCH < n)
@@ -56,14 +55,14 @@ int td_merges_init(td_merges *m, const td_merge *list, size_t n)
 
 void td_merges_done(td_merges *m)
 {
-    free(m->slots);
+    td_pages_free(m->slots, (m->mask + 1) * sizeof *m->slots);
     *m = (td_merges){0};
 }
 
 const td_merge *td_merges_get(const td_merges *m, uint32_t left, uint32_t right)
 {
     size_t at = slot_of(left, right) & m->mask;
-    while (m->slots[at].left != UINT32_MAX) {
+    while (m->slots[at].rank) {
         if (m->slots[at].left == left && m->slots[at].right == right)
             return &m->slots[at];
         at = (at + 1) & m->mask;

@@ -9,8 +9,7 @@
 
 #include "text/tokenizer.h"
 
-/* One merge: the pair left, right becomes id; rank orders them. left == UINT32_MAX: an empty slot.
- */
+/* One merge: the pair left, right becomes id; rank, from 1, orders them. rank 0: an empty slot. */
 typedef struct td_merge {
     uint32_t left, right, rank, id;
 } td_merge;
@@ -20,7 +19,7 @@ typedef struct td_merges {
     size_t mask;     /* slots - 1 */
 } td_merges;
 
-/* Build from a list in rank order; a repeated pair takes its last rank. 0, -ENOMEM. */
+/* Build from a list in rank order (no rank 0); a repeated pair takes its last rank. 0, -ENOMEM. */
 int td_merges_init(td_merges *m, const td_merge *list, size_t n);
 void td_merges_done(td_merges *m);
 const td_merge *td_merges_get(const td_merges *m, uint32_t left, uint32_t right);

@@ -19,22 +19,68 @@ void td_jpull_fail(td_jpull *j, const char *what)
         j->failed = what;
 }
 
+static inline uint64_t load8(const char *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+/* Bytes of v before the lowest one that is marked; 8 bytes at a time because pretty-printed files
+ * are half indentation. The lowest byte comes first, as the machine stores it. */
+static inline unsigned before_mark(uint64_t mark)
+{
+    return (unsigned)__builtin_ctzll(mark) / 8;
+}
+
+static inline int is_space(char c)
+{
+    return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
+
+/* First character from p on that is not white space, or end. */
+static inline const char *skip_space(const char *p, const char *end)
+{
+    while (p < end && is_space(*p)) {
+        uint64_t other = 0;
+        p++;
+        while (end - p >= 8 && (other = load8(p) ^ 0x2020202020202020ull) == 0)
+            p += 8;
+        if (other)
+            p += before_mark(other);
+    }
+    return p;
+}
+
+/* Marks, in the top bit of each byte, what ends the plain run of a string: '"', '\\' and control
+ * characters. A byte above the lowest marked one may be marked wrongly (by a borrow). */
+static inline uint64_t ends_run(uint64_t v)
+{
+    const uint64_t ones = 0x0101010101010101ull;
+    uint64_t quote = v ^ ones * '"', slash = v ^ ones * '\\';
+    return (((v - ones * 0x20) & ~v) | ((quote - ones) & ~quote) | ((slash - ones) & ~slash)) &
+           ones * 0x80;
+}
+
+/* First '"', '\\' or control character from p on, or end. */
+static inline const char *skip_plain(const char *p, const char *end)
+{
+    uint64_t mark = 0;
+    while (end - p >= 8 && (mark = ends_run(load8(p))) == 0)
+        p += 8;
+    if (mark)
+        return p + before_mark(mark);
+    while (p < end && *p != '"' && *p != '\\' && (unsigned char)*p >= 0x20)
+        p++;
+    return p;
+}
+
 char td_jpull_peek(td_jpull *j)
 {
     if (j->failed)
         return 0;
-    const char *p = j->p;
-    for (;;) {
-        uint64_t eight;
-        /* pretty-printed files are half indentation */
-        while (j->end - p >= 8 && (memcpy(&eight, p, 8), eight == 0x2020202020202020ull))
-            p += 8;
-        if (p == j->end || !(*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t'))
-            break;
-        p++;
-    }
-    j->p = p;
-    return p == j->end ? 0 : *p;
+    j->p = skip_space(j->p, j->end);
+    return j->p == j->end ? 0 : *j->p;
 }
 
 int td_jpull_try(td_jpull *j, char c)
@@ -58,16 +104,15 @@ int td_jpull_string(td_jpull *j, td_str *ret_raw, int *ret_escaped)
         return 0;
     const char *p = j->p, *end = j->end;
     int escaped = 0;
-    while (p < end && *p != '"') {
-        if ((unsigned char)*p < 0x20) {
+    while ((p = skip_plain(p, end)) < end && *p != '"') {
+        if (*p != '\\') {
             td_jpull_fail(j, "control character in a string");
             return 0;
         }
-        if (*p == '\\') {
-            escaped = 1;
-            p++;
-        }
-        p++;
+        escaped = 1;
+        p += 2;
+        if (p > end)
+            break;
     }
     if (p >= end) {
         j->p = end;
@@ -76,6 +121,33 @@ int td_jpull_string(td_jpull *j, td_str *ret_raw, int *ret_escaped)
     }
     *ret_raw = (td_str){j->p, (size_t)(p - j->p)};
     *ret_escaped = escaped;
+    j->p = p + 1;
+    return 1;
+}
+
+/* The string at p, when it holds no escape: the place behind it, or NULL. */
+static inline const char *plain_string(const char *p, const char *end, td_str *ret)
+{
+    if (p >= end || *p != '"')
+        return NULL;
+    const char *close = skip_plain(++p, end);
+    if (close >= end || *close != '"')
+        return NULL;
+    *ret = (td_str){p, (size_t)(close - p)};
+    return close + 1;
+}
+
+int td_jpull_try_pair(td_jpull *j, td_str ret_raw[2])
+{
+    const char *p = j->p, *end = j->end;
+    if (j->failed || p == end || *p != '[')
+        return 0;
+    p = plain_string(skip_space(p + 1, end), end, &ret_raw[0]);
+    if (!p || (p = skip_space(p, end)) == end || *p != ',')
+        return 0;
+    p = plain_string(skip_space(p + 1, end), end, &ret_raw[1]);
+    if (!p || (p = skip_space(p, end)) == end || *p != ']')
+        return 0;
     j->p = p + 1;
     return 1;
 }
@@ -166,9 +238,14 @@ int td_jpull_element(td_jpull *j, int *first)
 {
     if (*first)
         td_jpull_expect(j, '[');
-    if (j->failed || td_jpull_try(j, ']'))
+    char c = td_jpull_peek(j);
+    if (c == ']')
+        j->p++;
+    if (j->failed || c == ']')
         return 0;
-    if (!*first)
+    if (!*first && c == ',')
+        j->p++;
+    else if (!*first)
         td_jpull_expect(j, ',');
     *first = 0;
     return !j->failed;

@@ -25,6 +25,9 @@ void td_jpull_expect(td_jpull *j, char c);
 /* Consume a string; the view is the raw text between the quotes, not yet unescaped. *ret_escaped:
  * it holds a backslash. */
 int td_jpull_string(td_jpull *j, td_str *ret_raw, int *ret_escaped);
+/* Consume ["a", "b"] from exactly j->p when neither string holds an escape: 1 and their texts. 0
+ * with nothing consumed otherwise, be it right or wrong: read it with the other functions. */
+int td_jpull_try_pair(td_jpull *j, td_str ret_raw[2]);
 /* Consume an integer 0..UINT32_MAX without sign, fraction or exponent. */
 int td_jpull_u32(td_jpull *j, uint32_t *ret_v);
 /* Consume any value, at most 64 levels deep; *ret_text (may be NULL) is its text. Brackets and

@@ -7,6 +7,7 @@
 
 #include "text/tokenizer_internal.h"
 #include "base/bug.h"
+#include "base/pages.h"
 #include "base/banned.h"
 
 enum { TEXT_BYTES_MAX = 256 << 20 };
@@ -36,10 +37,9 @@ int td_vocab_init(td_vocab *v, size_t n)
     size_t cap = 16;
     while (cap / 3 < n / 2) /* at most two thirds full */
         cap *= 2;
-    v->slots = malloc(cap * sizeof *v->slots);
+    v->slots = td_pages_alloc(cap * sizeof *v->slots);
     if (!v->slots)
         return -ENOMEM;
-    memset(v->slots, 0xFF, cap * sizeof *v->slots);
     v->mask = cap - 1;
     return 0;
 }
@@ -47,14 +47,14 @@ int td_vocab_init(td_vocab *v, size_t n)
 void td_vocab_put(td_vocab *v, td_vocab_key k, uint32_t id)
 {
     size_t at = td_vocab_place(v, k);
-    while (v->slots[at].id != UINT32_MAX)
+    while (v->slots[at].b)
         at = (at + 1) & v->mask;
     v->slots[at] = (struct td_vocab_slot){k.a, k.b, id};
 }
 
 void td_vocab_done(td_vocab *v)
 {
-    free(v->slots);
+    td_pages_free(v->slots, (v->mask + 1) * sizeof *v->slots);
     *v = (td_vocab){0};
 }
 
@@ -122,7 +122,12 @@ int td_tokenizer_find(const td_tokenizer *t, const char *text, size_t n, uint32_
             *ret_id = t->added[i].id;
             return 0;
         }
-    return n ? find_bytes(t, text, n, ret_id) : -ENOENT;
+    for (uint32_t id = 0; n && id < t->n_tokens; id++)
+        if (t->tokens[id].len == n && memcmp(t->pool + t->tokens[id].at, text, n) == 0) {
+            *ret_id = id;
+            return 0;
+        }
+    return -ENOENT;
 }
 
 /* What one call of encode needs. */

@@ -47,7 +47,8 @@ int td_tokenizer_decode(const td_tokenizer *t, const uint32_t *ids, size_t n, in
 td_str td_tokenizer_bytes(const td_tokenizer *t, uint32_t id);
 /* 1 when the id is an added token marked special. */
 int td_tokenizer_is_special(const td_tokenizer *t, uint32_t id);
-/* Id of a token by its exact text (added tokens first). 0 found, -ENOENT. */
+/* Id of a token by its exact bytes (added tokens first). Looks at every token: for set-up, not for
+ * requests. 0 found, -ENOENT. */
 int td_tokenizer_find(const td_tokenizer *t, const char *text, size_t n, uint32_t *ret_id);
 /* Number of ids (highest + 1). */
 uint32_t td_tokenizer_size(const td_tokenizer *t);

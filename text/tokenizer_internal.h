@@ -20,13 +20,13 @@ enum { TD_TOKEN_ABSENT = UINT32_MAX };
  * line, which may be fetched ahead. */
 typedef struct td_vocab_key {
     uint64_t a;
-    uint32_t b; /* top byte: length, or 255 for a hash */
+    uint32_t b; /* top byte: length + 1, or 255 for a hash; so never 0 */
 } td_vocab_key;
 
 typedef struct td_vocab {
     struct td_vocab_slot {
         uint64_t a;
-        uint32_t b, id; /* id == UINT32_MAX: empty */
+        uint32_t b, id; /* b == 0: empty */
     } * slots;
     size_t mask;
 } td_vocab;
@@ -41,7 +41,7 @@ struct td_tokenizer {
     td_token *tokens;  /* by id */
     uint8_t *special;  /* by id */
     uint32_t n_tokens; /* highest id + 1 */
-    td_vocab by_bytes; /* the model's vocabulary by the bytes it stands for */
+    td_vocab by_bytes; /* with ignore_merges: the model's vocabulary by the bytes it stands for */
     uint32_t byte_id[256];
     td_merges merges;
     int ignore_merges;
@@ -73,16 +73,33 @@ static inline td_vocab_key td_vocab_key_of(const char *s, size_t n)
         __builtin_memcpy(&w, s, 8);
         for (size_t i = 8; i < n; i++)
             hi |= (uint32_t)(unsigned char)s[i] << (i - 8) * 8;
-        return (td_vocab_key){w, (uint32_t)n << 24 | hi};
+        return (td_vocab_key){w, (uint32_t)(n + 1) << 24 | hi};
     }
     if (n >= 4) { /* two loads that overlap */
         __builtin_memcpy(&lo, s, 4);
         __builtin_memcpy(&hi, s + n - 4, 4);
-        return (td_vocab_key){lo | (uint64_t)hi << (n - 4) * 8, (uint32_t)n << 24};
+        return (td_vocab_key){lo | (uint64_t)hi << (n - 4) * 8, (uint32_t)(n + 1) << 24};
     }
     for (size_t i = 0; i < n; i++)
         w |= (uint64_t)(unsigned char)s[i] << i * 8;
-    return (td_vocab_key){w, (uint32_t)n << 24};
+    return (td_vocab_key){w, (uint32_t)(n + 1) << 24};
+}
+
+/* The same, and room bytes can be read from s: from 12 on there is no branch on the length, which
+ * follows no pattern. */
+static inline td_vocab_key td_vocab_key_within(const char *s, size_t n, size_t room)
+{
+    static const uint64_t low[12] = {0,          0xFF,         0xFFFF,         0xFFFFFF,
+                                     0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF,
+                                     UINT64_MAX, UINT64_MAX,   UINT64_MAX,     UINT64_MAX};
+    static const uint32_t high[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFFFF, 0xFFFFFF};
+    uint64_t a;
+    uint32_t b;
+    if (n > 11 || room < 12)
+        return td_vocab_key_of(s, n);
+    __builtin_memcpy(&a, s, 8);
+    __builtin_memcpy(&b, s + 8, 4);
+    return (td_vocab_key){a & low[n], (uint32_t)(n + 1) << 24 | (b & high[n])};
 }
 
 static inline size_t td_vocab_place(const td_vocab *v, td_vocab_key k)
@@ -97,7 +114,7 @@ static inline uint32_t td_vocab_next(const td_vocab *v, td_vocab_key k, size_t *
 {
     for (;; *at = (*at + 1) & v->mask) {
         const struct td_vocab_slot *slot = &v->slots[*at];
-        if (slot->id == UINT32_MAX)
+        if (slot->b == 0)
             return UINT32_MAX;
         if (slot->a == k.a && slot->b == k.b) {
             *at = (*at + 1) & v->mask;

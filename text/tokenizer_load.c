@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/bug.h"
 #include "base/file.h"
+#include "base/pages.h"
 #include "base/banned.h"
 
 enum { FILE_BYTES_MAX = 256 << 20 };
@@ -54,20 +56,47 @@ static int alloc_tokens(td_loader *l)
     t->pool = bytes > UINT32_MAX ? NULL : malloc(bytes);
     t->tokens = malloc((l->n_ids + 1) * sizeof *t->tokens);
     t->special = calloc(l->n_ids + 1, 1);
-    if (!t->pool || !t->tokens || !t->special || td_vocab_init(&t->by_bytes, l->n_vocab) < 0)
+    if (!t->pool || !t->tokens || !t->special ||
+        (t->ignore_merges && td_vocab_init(&t->by_bytes, l->n_vocab) < 0))
         return td_err_set(l->err, -ENOMEM, "%s: out of memory for %zu bytes of tokens", l->what,
                           bytes);
     t->n_tokens = l->n_ids;
     return 0;
 }
 
+/* Puts wait a few tokens for their slot's cache line. */
+typedef struct put_queue {
+    td_vocab *vocab;
+    td_vocab_key keys[16];
+    uint32_t ids[16];
+    size_t n;
+} put_queue;
+
+static void put_all(put_queue *q)
+{
+    for (size_t i = 0; i < q->n; i++)
+        td_vocab_put(q->vocab, q->keys[i], q->ids[i]);
+    q->n = 0;
+}
+
+static void put_soon(put_queue *q, td_vocab_key k, uint32_t id)
+{
+    if (q->n == TD_ARRAY_LEN(q->keys))
+        put_all(q);
+    __builtin_prefetch(&q->vocab->slots[td_vocab_place(q->vocab, k)], 1);
+    q->keys[q->n] = k;
+    q->ids[q->n++] = id;
+}
+
 /* From the file's text to bytes; only then may the file's memory go. */
-static int build_tokens(td_loader *l, const int16_t to_byte[0x144])
+static void build_tokens(td_loader *l, const int16_t to_byte[0x144])
 {
     td_tokenizer *t = l->t;
+    put_queue q = {.vocab = &t->by_bytes};
     uint32_t at = 0, same;
-    int r = alloc_tokens(l);
-    for (uint32_t id = 0; r == 0 && id < l->n_ids; id++) {
+    for (size_t i = 0; i < t->n_added; i++)
+        t->special[t->added[i].id] = 1; /* for the while of this loop: it is an added token */
+    for (uint32_t id = 0; id < l->n_ids; id++) {
         td_str s = l->texts[id];
         t->tokens[id] = (td_token){at, TD_TOKEN_ABSENT};
         if (!s.ptr)
@@ -77,13 +106,15 @@ static int build_tokens(td_loader *l, const int16_t to_byte[0x144])
             memcpy(t->pool + at, s.ptr, s.len);
         t->tokens[id].len = n < 0 ? (uint32_t)s.len : (uint32_t)n;
         at += t->tokens[id].len;
-        if (n > 0 && td_load_find(l, s.ptr, s.len, &same) == 0)
-            td_vocab_put(&t->by_bytes,
-                         td_vocab_key_of(t->pool + t->tokens[id].at, t->tokens[id].len), id);
+        if (t->ignore_merges && n > 0 &&
+            (!t->special[id] || td_load_find(l, s.ptr, s.len, &same) == 0))
+            put_soon(&q, td_vocab_key_of(t->pool + t->tokens[id].at, t->tokens[id].len), id);
     }
-    for (size_t i = 0; r == 0 && i < t->n_added; i++)
+    put_all(&q);
+    for (size_t i = 0; i < t->n_added; i++)
+        t->special[t->added[i].id] = 0;
+    for (size_t i = 0; i < t->n_added; i++)
         t->special[t->added[i].id] |= t->added[i].special;
-    return r;
 }
 
 static int find_alphabet(td_loader *l, const uint16_t to_char[256])
@@ -185,7 +216,11 @@ static int load(td_loader *l, const char *dir)
         r = td_load_post(l);
     if (r == 0)
         r = td_load_decoder(l);
-    return r < 0 ? r : build_tokens(l, to_byte);
+    if (r == 0)
+        r = alloc_tokens(l);
+    if (r == 0)
+        build_tokens(l, to_byte);
+    return r;
 }
 
 int td_tokenizer_parse(const char *what, const char *text, size_t n, const char *dir,
@@ -200,8 +235,8 @@ int td_tokenizer_parse(const char *what, const char *text, size_t n, const char 
     int r = load(&l, dir);
     td_arena_done(&l.arena);
     td_vocab_done(&l.by_text);
-    free(l.texts);
-    free(l.merges);
+    td_pages_free(l.texts, l.cap_texts * sizeof *l.texts);
+    td_pages_free(l.merges, l.cap_merges * sizeof *l.merges);
     if (r < 0) {
         td_tokenizer_free(l.t);
         return r;
@@ -214,10 +249,13 @@ int td_tokenizer_open(const char *dir, uint32_t vocab_size, td_tokenizer **ret_t
                       td_err *reterr_err)
 {
     TD_AUTO_FREE char *path = td_path_join(dir, "tokenizer.json");
-    TD_AUTO_FREE char *text = NULL;
+    const void *text = NULL;
     size_t n = 0;
     if (!path)
         return td_err_set(reterr_err, -ENOMEM, "%s: out of memory", dir);
-    int r = td_file_read(path, FILE_BYTES_MAX, &text, &n, reterr_err);
-    return r < 0 ? r : td_tokenizer_parse(path, text, n, dir, vocab_size, ret_tok, reterr_err);
+    int r = td_file_map_whole(path, FILE_BYTES_MAX, &text, &n, reterr_err);
+    if (r == 0)
+        r = td_tokenizer_parse(path, text ? text : "", n, dir, vocab_size, ret_tok, reterr_err);
+    td_file_unmap(text, n);
+    return r;
 }

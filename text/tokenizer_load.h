@@ -15,12 +15,13 @@
 
 enum { TD_TOKEN_IDS_MAX = 1 << 24 };
 
-/* A merge whose three look-ups are under way. */
+/* A merge whose look-ups are under way. */
 typedef struct td_pending_merge {
     td_str left, right;
     td_vocab_key keys[3]; /* left, right, both */
+    uint32_t id;          /* of both together; UINT32_MAX: to be looked up */
     const char *at;       /* place in the file, for an error */
-    char joined[56];
+    char joined[56];      /* both, when to be looked up */
 } td_pending_merge;
 
 typedef struct td_loader {
@@ -36,6 +37,7 @@ typedef struct td_loader {
     size_t n_merges, cap_merges;
     td_pending_merge pending[16];
     size_t n_pending;
+    uint32_t last_made;                              /* what the last merge gives */
     const char *merges_at;                           /* set when "merges" came before "vocab" */
     td_str added, normalizer, pretok, post, decoder; /* their text in the file */
     td_tokenizer *t;

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bug.h"
 #include "base/cleanup.h"
+#include "base/pages.h"
 #include "text/tokenizer_load.h"
 #include "base/banned.h"
 
@@ -19,6 +21,24 @@ static int not_json(td_loader *l)
                       l->what, td_jpull_line(&l->j), l->j.failed ? l->j.failed : "not JSON");
 }
 
+/* At first room for as many tokens as the file may hold; what is never touched costs nothing. */
+static int grow_texts(td_loader *l, uint32_t id)
+{
+    size_t guess = TD_MIN((size_t)(l->j.end - l->j.base) / 32 + 1024, (size_t)1 << 18);
+    size_t cap = l->cap_texts ? l->cap_texts : guess;
+    while (cap <= id)
+        cap *= 2;
+    td_str *more = td_pages_alloc(cap * sizeof *more);
+    if (!more)
+        return -ENOMEM;
+    if (l->texts)
+        memcpy(more, l->texts, l->cap_texts * sizeof *more);
+    td_pages_free(l->texts, l->cap_texts * sizeof *more);
+    l->texts = more;
+    l->cap_texts = cap;
+    return 0;
+}
+
 int td_load_token(td_loader *l, td_str text, uint32_t id, const char *field)
 {
     if ((l->vocab_size && id >= l->vocab_size) || id >= TD_TOKEN_IDS_MAX)
@@ -28,17 +48,8 @@ int td_load_token(td_loader *l, td_str text, uint32_t id, const char *field)
             "tokenizer and model do not belong together",
             l->what, field, (int)(text.len < 80 ? text.len : 80), text.ptr, id,
             l->vocab_size ? l->vocab_size : TD_TOKEN_IDS_MAX);
-    if (id >= l->cap_texts) {
-        size_t cap = l->cap_texts ? l->cap_texts : 1024;
-        while (cap <= id)
-            cap *= 2;
-        td_str *more = realloc(l->texts, cap * sizeof *more);
-        if (!more)
-            return no_memory(l);
-        memset(more + l->cap_texts, 0, (cap - l->cap_texts) * sizeof *more);
-        l->texts = more;
-        l->cap_texts = cap;
-    }
+    if (id >= l->cap_texts && grow_texts(l, id) < 0)
+        return no_memory(l);
     if (l->texts[id].ptr)
         return td_err_set(l->err, -EINVAL,
                           "%s: %s: id %u is given to '%.*s' and to '%.*s'; correct the file",
@@ -82,23 +93,40 @@ static int unescape(td_loader *l, td_str raw, td_str *ret_text)
     return 0;
 }
 
+static int index_token(td_loader *l, td_vocab_key k, uint32_t id)
+{
+    td_str s = l->texts[id];
+    uint32_t same;
+    if (find_key(l, k, s.ptr, s.len, &same) == 0)
+        return td_err_set(
+            l->err, -EINVAL,
+            "%s: model.vocab: '%.*s' stands there twice, as %u and %u; correct the file", l->what,
+            (int)(s.len < 80 ? s.len : 80), s.ptr, same, id);
+    td_vocab_put(&l->by_text, k, id);
+    return 0;
+}
+
+/* The table is larger than the cache: sixteen tokens wait together for their slots. */
 static int index_vocab(td_loader *l)
 {
+    td_vocab_key keys[16];
+    int r = 0;
     if (td_vocab_init(&l->by_text, l->n_vocab) < 0)
         return no_memory(l);
-    for (uint32_t id = 0; id < l->n_ids; id++) {
-        td_str s = l->texts[id];
-        uint32_t same;
-        if (!s.ptr)
-            continue;
-        if (td_load_find(l, s.ptr, s.len, &same) == 0)
-            return td_err_set(
-                l->err, -EINVAL,
-                "%s: model.vocab: '%.*s' stands there twice, as %u and %u; correct the file",
-                l->what, (int)(s.len < 80 ? s.len : 80), s.ptr, same, id);
-        td_vocab_put(&l->by_text, td_vocab_key_of(s.ptr, s.len), id);
+    for (uint32_t from = 0, to; from < l->n_ids && r == 0; from = to) {
+        to = TD_MIN(from + (uint32_t)TD_ARRAY_LEN(keys), l->n_ids);
+        for (uint32_t id = from; id < to; id++) {
+            td_str s = l->texts[id];
+            if (!s.ptr)
+                continue;
+            keys[id - from] = td_vocab_key_of(s.ptr, s.len);
+            __builtin_prefetch(&l->by_text.slots[td_vocab_place(&l->by_text, keys[id - from])], 1);
+        }
+        for (uint32_t id = from; id < to && r == 0; id++)
+            if (l->texts[id].ptr)
+                r = index_token(l, keys[id - from], id);
     }
-    return 0;
+    return r;
 }
 
 static int load_vocab(td_loader *l)
@@ -133,34 +161,46 @@ static int unknown_in_merge(td_loader *l, const char *s, size_t n)
         l->what, td_jpull_line(&l->j), (int)(n < 80 ? n : 80), s);
 }
 
+/* Pretty-printed, a merge takes about 45 bytes of the file; what is never touched costs nothing. */
+static int grow_merges(td_loader *l)
+{
+    size_t cap = l->cap_merges ? l->cap_merges * 2 : (size_t)(l->j.end - l->j.p) / 32 + 16;
+    td_merge *more = cap > UINT32_MAX ? NULL : td_pages_alloc(cap * sizeof *more);
+    if (!more)
+        return no_memory(l);
+    if (l->n_merges)
+        memcpy(more, l->merges, l->n_merges * sizeof *more);
+    td_pages_free(l->merges, l->cap_merges * sizeof *more);
+    l->merges = more;
+    l->cap_merges = cap;
+    return 0;
+}
+
 static int append_merge(td_loader *l, td_merge m)
 {
-    if (l->n_merges == l->cap_merges) {
-        size_t cap = l->cap_merges ? l->cap_merges * 2 : 1 << 14;
-        td_merge *more = cap > UINT32_MAX ? NULL : realloc(l->merges, cap * sizeof *more);
-        if (!more)
-            return no_memory(l);
-        l->merges = more;
-        l->cap_merges = cap;
-    }
-    m.rank = (uint32_t)l->n_merges;
+    int r = l->n_merges == l->cap_merges ? grow_merges(l) : 0;
+    if (r < 0)
+        return r;
     l->merges[l->n_merges++] = m;
+    l->merges[l->n_merges - 1].rank = (uint32_t)l->n_merges;
     return 0;
 }
 
 static int resolve(td_loader *l, const td_pending_merge *p, const char *joined)
 {
-    td_merge m;
+    td_merge m = {.id = p->id};
     size_t n = p->left.len + p->right.len;
     td_str unknown = {0};
     if (find_key(l, p->keys[0], p->left.ptr, p->left.len, &m.left) < 0)
         unknown = p->left;
     else if (find_key(l, p->keys[1], p->right.ptr, p->right.len, &m.right) < 0)
         unknown = p->right;
-    else if (find_key(l, p->keys[2], joined, n, &m.id) < 0)
+    else if (m.id == UINT32_MAX && find_key(l, p->keys[2], joined, n, &m.id) < 0)
         unknown = (td_str){joined, n};
-    else
+    else {
+        l->last_made = m.id;
         return append_merge(l, m);
+    }
     l->j.p = p->at;
     return unknown_in_merge(l, unknown.ptr ? unknown.ptr : "", unknown.len);
 }
@@ -174,22 +214,48 @@ static int flush_merges(td_loader *l)
     return r;
 }
 
-static void prepare(td_loader *l, td_pending_merge *p, char *joined)
+static int is_joined(td_str s, td_str left, td_str right)
 {
-    td_str l_text = p->left, r_text = p->right;
-    memcpy(joined, l_text.ptr, l_text.len);
-    memcpy(joined + l_text.len, r_text.ptr, r_text.len);
-    p->at = l->j.p;
-    p->keys[0] = td_vocab_key_of(l_text.ptr, l_text.len);
-    p->keys[1] = td_vocab_key_of(r_text.ptr, r_text.len);
-    p->keys[2] = td_vocab_key_of(joined, l_text.len + r_text.len);
-    for (int i = 0; i < 3; i++)
-        __builtin_prefetch(&l->by_text.slots[td_vocab_place(&l->by_text, p->keys[i])]);
+    return s.ptr && s.len == left.len + right.len && memcmp(s.ptr, left.ptr, left.len) == 0 &&
+           memcmp(s.ptr + left.len, right.ptr, right.len) == 0;
 }
 
-/* Half a million merges need 1.5 million look-ups in a table larger than the cache: sixteen merges
- * wait together. */
-static int add_merge(td_loader *l, td_str left, td_str right)
+/* Merges nearly always stand in the order of what they make: the token after the one made last, or
+ * the same in another way. Reading on in the vocabulary is cheaper than a look-up. */
+static uint32_t guess_made(const td_loader *l, td_str left, td_str right)
+{
+    for (uint32_t id = l->last_made; id < l->n_ids && id - l->last_made < 2; id++)
+        if (is_joined(l->texts[id], left, right))
+            return id;
+    return UINT32_MAX;
+}
+
+static td_vocab_key begin_find(const td_loader *l, const char *s, size_t n, size_t room)
+{
+    td_vocab_key k = td_vocab_key_within(s, n, room);
+    __builtin_prefetch(&l->by_text.slots[td_vocab_place(&l->by_text, k)]);
+    return k;
+}
+
+static void prepare(td_loader *l, td_pending_merge *p, char *joined, size_t room)
+{
+    td_str left = p->left, right = p->right;
+    p->at = l->j.p;
+    p->keys[0] = begin_find(l, left.ptr, left.len, room);
+    p->keys[1] = begin_find(l, right.ptr, right.len, room);
+    p->id = guess_made(l, left, right);
+    if (p->id != UINT32_MAX) {
+        l->last_made = p->id;
+        return;
+    }
+    memcpy(joined, left.ptr, left.len);
+    memcpy(joined + left.len, right.ptr, right.len);
+    p->keys[2] = begin_find(l, joined, left.len + right.len, 0);
+}
+
+/* Half a million merges need a million look-ups in a table larger than the cache: sixteen merges
+ * wait together. room: bytes that can be read from the beginning of either text. */
+static int add_merge(td_loader *l, td_str left, td_str right, size_t room)
 {
     size_t n = left.len + right.len;
     if (n > sizeof l->pending[0].joined) {
@@ -199,13 +265,13 @@ static int add_merge(td_loader *l, td_str left, td_str right)
         *p = (td_pending_merge){.left = left, .right = right};
         if (r < 0)
             return r;
-        prepare(l, p, joined);
+        prepare(l, p, joined, room);
         return resolve(l, p, joined);
     }
     td_pending_merge *p = &l->pending[l->n_pending++];
     p->left = left;
     p->right = right;
-    prepare(l, p, p->joined);
+    prepare(l, p, p->joined, room);
     return l->n_pending == sizeof l->pending / sizeof *l->pending ? flush_merges(l) : 0;
 }
 
@@ -232,7 +298,7 @@ static int load_merge_string(td_loader *l)
     size_t n = space ? (size_t)(space - s.ptr) : 0;
     if (!space || memchr(space + 1, ' ', s.len - n - 1))
         return bad_merge(l);
-    return add_merge(l, (td_str){s.ptr, n}, (td_str){space + 1, s.len - n - 1});
+    return add_merge(l, (td_str){s.ptr, n}, (td_str){space + 1, s.len - n - 1}, 0);
 }
 
 static int load_merge_pair(td_loader *l)
@@ -251,14 +317,18 @@ static int load_merge_pair(td_loader *l)
     }
     if (l->j.failed)
         return not_json(l);
-    return n == 2 ? add_merge(l, pair[0], pair[1]) : bad_merge(l);
+    return n == 2 ? add_merge(l, pair[0], pair[1], 0) : bad_merge(l);
 }
 
 static int load_merges(td_loader *l)
 {
+    td_str pair[2];
     int first = 1, r = 0;
     while (r == 0 && td_jpull_element(&l->j, &first))
-        r = td_jpull_peek(&l->j) == '"' ? load_merge_string(l) : load_merge_pair(l);
+        r = td_jpull_peek(&l->j) == '"' ? load_merge_string(l)
+            : td_jpull_try_pair(&l->j, pair)
+                ? add_merge(l, pair[0], pair[1], (size_t)(l->j.end - pair[1].ptr))
+                : load_merge_pair(l);
     if (r == 0)
         r = flush_merges(l);
     return r < 0 ? r : l->j.failed ? not_json(l) : 0;

@@ -109,6 +109,10 @@ static void test_map(void **state)
     assert_int_equal(symlink(path, link), 0);
     assert_int_equal(td_file_map(link, &data, &n, &e), -ELOOP);
     assert_non_null(strstr(e.text, link));
+    assert_int_equal(td_file_map_whole(link, 6, &data, &n, &e), 0);
+    assert_memory_equal(data, "mapped", 6);
+    td_file_unmap(data, n);
+    assert_int_equal(td_file_map_whole(path, 5, &data, &n, &e), -EFBIG);
     assert_int_equal(td_file_map(empty, &data, &n, &e), 0);
     assert_null(data);
     assert_int_equal(n, 0);

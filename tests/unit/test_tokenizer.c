@@ -147,9 +147,9 @@ static uint64_t steps(const char *unit, size_t n)
         byte_id[i] = i;
     /* a a, aa aa, ... : the longest chain of merges there is; and a b, ab ab */
     for (uint32_t i = 0; i < 20; i++)
-        list[i] = (td_merge){i ? 299 + i : 'a', i ? 299 + i : 'a', i, 300 + i};
+        list[i] = (td_merge){i ? 299 + i : 'a', i ? 299 + i : 'a', i + 1, 300 + i};
     for (uint32_t i = 0; i < 20; i++)
-        list[20 + i] = (td_merge){i ? 399 + i : 'a', i ? 399 + i : 'b', 20 + i, 400 + i};
+        list[20 + i] = (td_merge){i ? 399 + i : 'a', i ? 399 + i : 'b', 21 + i, 400 + i};
     assert_int_equal(td_merges_init(&m, list, 40), 0);
     assert_int_equal(td_bpe_encode(&m, byte_id, text, n, &w, &ids), 0);
     uint64_t n_ops = w.n_ops;
