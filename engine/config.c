@@ -183,10 +183,6 @@ static int read_common(const json_t *o, td_config *c, td_err *err)
     r = r < 0 ? r : require_str(o, "hidden_act", "silu", err);
     r = r < 0 ? r : require_bool(o, "attention_bias", 0, err);
     r = r < 0 ? r : require_bool(o, "mlp_bias", 0, err);
-    r = r < 0
-            ? r
-            : require_absent(o, "quantization_config",
-                             "quantised checkpoints are not supported yet: use the BF16 one", err);
     r = r < 0 ? r : read_rope(o, c, err);
     return r < 0 ? r : read_eos(o, FILE_NAME, c, err);
 }

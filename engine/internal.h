@@ -10,6 +10,7 @@
 #include "engine/model.h"
 #include "engine/probe.h"
 #include "kernels/kernels.h"
+#include "kernels/profile.h"
 
 /* Named weight slots of one layer. Absent ones are NULL. */
 typedef struct td_layer {
@@ -36,7 +37,8 @@ struct td_model {
     td_model_info info;
     const td_backend *backend;
     td_shard shard;
-    td_dtype act, kv, index, block_dtype, head_dtype; /* the last two: of the checkpoint */
+    td_dtype act, kv, index;
+    uint32_t formats[TD_WEIGHT_CLASSES]; /* of the checkpoint: bit 1 << format per module class */
     uint32_t n_threads, n_cores;
     int *cores;
     char *profile;

@@ -73,8 +73,7 @@ static int fill_info(td_model *m, td_err *err)
     i->n_eos = c->n_eos;
     memcpy(i->eos_ids, c->eos, sizeof c->eos);
     td_profile_spec spec = {.backend = m->backend,
-                            .weights = td_dtype_name(m->block_dtype),
-                            .head = td_dtype_name(m->head_dtype),
+                            .formats = m->formats,
                             .act = m->act,
                             .kv = m->kv,
                             .index = m->index};

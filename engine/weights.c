@@ -3,6 +3,7 @@
  * that no slot takes is an error, and so is a slot that finds none. The model hash is taken on the
  * way. Loads a rank's share of heads and widths. */
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +12,9 @@
 #include "base/bug.h"
 #include "base/hash.h"
 #include "engine/internal.h"
+#include "engine/quant.h"
 #include "engine/safetensors.h"
+#include "kernels/formats.h"
 
 #include "base/banned.h"
 
@@ -22,7 +25,8 @@ typedef struct binder {
     td_st *st;
     const char *dir;
     td_err *err;
-    int failed; /* sticky: the first error stays in err */
+    td_quant *quant; /* what config.json says is quantised */
+    int failed;      /* sticky: the first error stays in err */
     char prefix[NAME_BYTES];
     int check_only; /* MTP layer: names, types and shapes are checked, nothing is kept */
 } binder;
@@ -40,24 +44,16 @@ static void fail(binder *b, int code, const char *fmt, ...)
     b->failed = td_err_set(b->err, code, "%s: %s", b->dir, text);
 }
 
-static int refuse_type(binder *b, const td_st_tensor *t)
+static void refuse_type(binder *b, const td_st_tensor *t)
 {
-    if (t->dtype == TD_F32 || t->dtype == TD_BF16 || t->dtype == TD_F16)
-        return 0;
-    fail(b, -ENOTSUP,
-         "tensor %s has dtype %s: quantised weights are not supported yet; use the BF16 checkpoint",
-         t->name, t->type);
-    return -ENOTSUP;
+    fail(b, -ENOTSUP, "tensor %s has dtype %s: no weight can be stored so", t->name, t->type);
 }
 
-/* Find prefix + name with the wanted shape (b = 0: a vector of a). NULL and a sticky error
- * otherwise. */
-static const td_st_tensor *take(binder *b, const char *name, uint64_t a, uint64_t k)
+/* The tensor of that name, marked as used. NULL and a sticky error otherwise. */
+static const td_st_tensor *take(binder *b, const char *full)
 {
-    char full[2 * NAME_BYTES];
     if (b->failed)
         return NULL;
-    snprintf(full, sizeof full, "%s%s", b->prefix, name);
     td_st_tensor *t = td_st_find(b->st, full);
     if (!t) {
         fail(b, -EINVAL, "tensor %s is missing; fetch the checkpoint again, or correct config.json",
@@ -69,17 +65,151 @@ static const td_st_tensor *take(binder *b, const char *name, uint64_t a, uint64_
         return NULL;
     }
     t->used = 1;
-    if (refuse_type(b, t) < 0)
-        return NULL;
+    return t;
+}
+
+static int has_shape(binder *b, const td_st_tensor *t, uint64_t n, uint64_t k, const char *why)
+{
     uint32_t rank = k ? 2 : 1;
-    if (t->rank != rank || t->shape[0] != a || (k && t->shape[1] != k)) {
+    if (t->rank == rank && t->shape[0] == n && (!k || t->shape[1] == k))
+        return 1;
+    fail(b, -EINVAL, "tensor %s has shape [%llu, %llu] of rank %u, %s asks for [%llu, %llu]",
+         t->name, (unsigned long long)t->shape[0],
+         (unsigned long long)(t->rank > 1 ? t->shape[1] : 0), t->rank, why, (unsigned long long)n,
+         (unsigned long long)k);
+    return 0;
+}
+
+/* A matrix as the checkpoint holds it. */
+typedef struct source {
+    const td_st_tensor *t, *scale; /* t NULL: failed */
+    td_weight_format format;
+} source;
+
+static int is_plain(const td_st_tensor *t)
+{
+    return t->dtype == TD_F32 || t->dtype == TD_BF16 || t->dtype == TD_F16;
+}
+
+/* A scale that is NaN or infinite would spread through every answer. */
+static int scales_are_numbers(binder *b, const td_st_tensor *s)
+{
+    for (uint64_t i = 0; i < s->bytes && s->dtype == TD_U8; i++)
+        if (s->data[i] == TD_E8M0_NAN) {
+            fail(b, -EINVAL, "tensor %s holds a scale that is NaN (element %llu)", s->name,
+                 (unsigned long long)i);
+            return 0;
+        }
+    for (uint64_t i = 0; i < s->bytes / 4 && s->dtype == TD_F32; i++) {
+        float f;
+        memcpy(&f, s->data + 4 * i, 4);
+        if (!isfinite(f)) {
+            fail(b, -EINVAL, "tensor %s holds a scale that is not finite (element %llu)", s->name,
+                 (unsigned long long)i);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static const td_st_tensor *take_scale(binder *b, const td_st_tensor *t, const char *suffix,
+                                      td_dtype type, uint64_t n, uint64_t k)
+{
+    char full[2 * NAME_BYTES];
+    snprintf(full, sizeof full, "%s%s", t->name, suffix);
+    if (!td_st_find(b->st, full)) {
         fail(b, -EINVAL,
-             "tensor %s has shape [%llu, %llu] of rank %u, config.json asks for [%llu, %llu]", full,
-             (unsigned long long)t->shape[0], (unsigned long long)(t->rank > 1 ? t->shape[1] : 0),
-             t->rank, (unsigned long long)a, (unsigned long long)k);
+             "tensor %s has dtype %s, but its scales %s are missing; fetch the checkpoint again",
+             t->name, t->type, full);
         return NULL;
     }
-    return t;
+    const td_st_tensor *s = take(b, full);
+    if (s && s->dtype != (int)type) {
+        fail(b, -EINVAL, "tensor %s has dtype %s, the scales of %s weights are %s", s->name,
+             s->type, t->type, td_dtype_name(type));
+        return NULL;
+    }
+    return s && has_shape(b, s, n, k, "the weight's shape") && scales_are_numbers(b, s) ? s : NULL;
+}
+
+/* Format and scales of a matrix [n][k], by the dtype of its tensor. */
+static source quantised_source(binder *b, const td_st_tensor *t, uint64_t n, uint64_t k)
+{
+    source s = {.format = t->dtype == TD_U8 ? TD_W_MXFP4 : TD_W_FP8};
+    const td_st_tensor *scale = NULL;
+    if (s.format == TD_W_FP8 && has_shape(b, t, n, k, "config.json")) {
+        scale = take_scale(b, t, "_scale_inv", TD_F32, (n + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK,
+                           (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK);
+    } else if (s.format == TD_W_MXFP4) {
+        if (k % TD_MX_GROUP)
+            fail(b, -EINVAL, "tensor %s is U8 (MXFP4), but its width %llu is not a multiple of %d",
+                 t->name, (unsigned long long)k, TD_MX_GROUP);
+        else if (has_shape(b, t, n, k / 2, "config.json (two elements a byte)"))
+            scale = take_scale(b, t, "_scale", TD_U8, n, k / TD_MX_GROUP);
+    }
+    if (scale) {
+        s.t = t;
+        s.scale = scale;
+    }
+    return s;
+}
+
+/* Scales beside a weight that needs none: one of the two is wrong. */
+static void refuse_scales(binder *b, const td_st_tensor *t)
+{
+    static const char *const suffixes[] = {"_scale", "_scale_inv", "_scale_2"};
+    char full[2 * NAME_BYTES];
+    for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
+        snprintf(full, sizeof full, "%s%s", t->name, suffixes[i]);
+        if (td_st_find(b->st, full))
+            fail(b, -EINVAL, "tensor %s has dtype %s and needs no scales, but %s exists", t->name,
+                 t->type, full);
+    }
+}
+
+/* Matrix prefix + name [n][k]. */
+static source find_matrix(binder *b, const char *name, uint64_t n, uint64_t k)
+{
+    char full[2 * NAME_BYTES];
+    source s = {0};
+    snprintf(full, sizeof full, "%s%s", b->prefix, name);
+    const td_st_tensor *t = take(b, full);
+    if (!t)
+        return s;
+    if (t->dtype == TD_U8 || t->dtype == TD_F8E4M3)
+        return quantised_source(b, t, n, k);
+    if (!is_plain(t)) {
+        refuse_type(b, t);
+        return s;
+    }
+    refuse_scales(b, t);
+    if (b->failed || !has_shape(b, t, n, k, "config.json"))
+        return s;
+    return (source){.t = t, .format = t->dtype == TD_BF16 ? TD_W_BF16 : TD_W_F32};
+}
+
+/* Does config.json agree? Then note the format under its module class. */
+static int agree(binder *b, const source *s, td_weight_class class)
+{
+    char module[2 * NAME_BYTES];
+    if (!s->t)
+        return 0;
+    size_t n = strlen(s->t->name) - strlen(".weight");
+    snprintf(module, sizeof module, "%.*s", (int)n, s->t->name);
+    int plain_anyway = class == TD_WC_ROUTER || class == TD_WC_EMBED;
+    if (plain_anyway && s->scale && class == TD_WC_ROUTER) {
+        fail(b, -ENOTSUP, "tensor %s has dtype %s: the router of experts must be plain", s->t->name,
+             s->t->type);
+        return 0;
+    }
+    td_err err = {0};
+    if ((!plain_anyway || s->scale) && td_quant_check(b->quant, module, s->format, &err) < 0) {
+        fail(b, -EINVAL, "%s", err.text);
+        return 0;
+    }
+    if (!b->check_only)
+        b->m->formats[class] |= 1u << s->format;
+    return 1;
 }
 
 static td_tensor *own(binder *b, td_tensor *w, int code)
@@ -105,29 +235,25 @@ static td_tensor *own(binder *b, td_tensor *w, int code)
     return w;
 }
 
-static td_weight_src view(const td_st_tensor *t)
+static td_weight_src view(const source *s)
 {
-    return (td_weight_src){.dtype = (td_dtype)t->dtype,
-                           .base = t->data,
-                           .n_stride = t->rank > 1 ? t->shape[1] : 1,
+    return (td_weight_src){.dtype = (td_dtype)s->t->dtype,
+                           .base = s->t->data,
+                           .scales = s->scale ? s->scale->data : NULL,
+                           .n_stride = s->t->rank > 1 ? s->t->shape[1] : 1,
                            .k_stride = 1};
 }
 
-static td_weight_format format_of(const td_st_tensor *t)
-{
-    return t->dtype == TD_BF16 ? TD_W_BF16 : TD_W_F32;
-}
-
 /* Matrix [n][k], as stored. */
-static td_tensor *matrix(binder *b, const char *name, uint32_t n, uint32_t k)
+static td_tensor *matrix(binder *b, td_weight_class class, const char *name, uint32_t n, uint32_t k)
 {
-    const td_st_tensor *t = take(b, name, n, k);
+    source s = find_matrix(b, name, n, k);
     td_tensor *w = NULL;
-    if (!t || b->check_only)
+    if (!agree(b, &s, class) || b->check_only)
         return NULL;
-    int r = b->m->backend->weight_new(format_of(t), 1, n, k, &w);
+    int r = b->m->backend->weight_new(s.format, 1, n, k, &w);
     if (r >= 0) {
-        td_weight_src src = view(t);
+        td_weight_src src = view(&s);
         b->m->backend->weight_fill(w, 0, 0, n, &src);
     }
     return own(b, w, r);
@@ -135,45 +261,84 @@ static td_tensor *matrix(binder *b, const char *name, uint32_t n, uint32_t k)
 
 static td_tensor *vector(binder *b, const char *name, uint32_t n)
 {
-    const td_st_tensor *t = take(b, name, n, 0);
+    char full[2 * NAME_BYTES];
     td_tensor *w = NULL;
-    if (!t || b->check_only)
+    snprintf(full, sizeof full, "%s%s", b->prefix, name);
+    source s = {.t = take(b, full)};
+    if (s.t && !is_plain(s.t))
+        refuse_type(b, s.t);
+    if (b->failed || !has_shape(b, s.t, n, 0, "config.json") || b->check_only)
         return NULL;
-    td_weight_src src = view(t);
+    td_weight_src src = view(&s);
     int r = b->m->backend->vector_new(n, &src, &w);
     return own(b, w, r);
 }
 
+/* The values of a quantised matrix [n][k]; heap. */
+static float *decoded(binder *b, const source *s, uint32_t n, uint32_t k)
+{
+    float *out = malloc((size_t)n * k * sizeof *out);
+    if (!out) {
+        fail(b, -ENOMEM, "out of memory for weights");
+        return NULL;
+    }
+    size_t blocks = (k + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
+    for (uint32_t i = 0; i < n; i++) {
+        float *row = out + (size_t)i * k;
+        const uint8_t *codes = s->t->data + (size_t)i * s->t->shape[1];
+        for (uint32_t g = 0; s->format == TD_W_MXFP4 && g < k / TD_MX_GROUP; g++)
+            td_mx_decode(codes + (size_t)g * (TD_MX_GROUP / 2),
+                         s->scale->data[(size_t)i * (k / TD_MX_GROUP) + g],
+                         row + (size_t)g * TD_MX_GROUP);
+        for (uint32_t j = 0; s->format == TD_W_FP8 && j < k; j++) {
+            float scale;
+            memcpy(&scale, s->scale->data + (i / TD_FP8_BLOCK * blocks + j / TD_FP8_BLOCK) * 4, 4);
+            row[j] = td_e4m3_to_f32(codes[j]) * scale;
+        }
+    }
+    return out;
+}
+
 /* kv_b [H * (N + V)][C]: per head N rows of W_UK, then V rows of W_UV. Absorbed: q_lat = W_UK^T
- * q_nope, so W_UK is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. */
+ * q_nope, so W_UK is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. Heads do
+ * not align with the blocks of scales, and the transposed one would have them along the wrong
+ * axis: quantised values are decoded first and kept as f32. */
 static void kv_b(binder *b, td_layer *l)
 {
     const td_config *c = &b->m->config;
     const td_backend *be = b->m->backend;
-    size_t rows = c->nope + c->v_dims, size;
-    const td_st_tensor *t =
-        take(b, "self_attn.kv_b_proj.weight", (uint64_t)c->n_heads * rows, c->kv_lora);
-    if (!t || b->check_only)
+    size_t rows = c->nope + c->v_dims;
+    source s =
+        find_matrix(b, "self_attn.kv_b_proj.weight", (uint64_t)c->n_heads * rows, c->kv_lora);
+    if (!agree(b, &s, TD_WC_ATTENTION) || b->check_only)
         return;
-    size = td_dtype_bytes((td_dtype)t->dtype);
-    td_weight_src uk = {.dtype = (td_dtype)t->dtype,
-                        .base = t->data,
+    td_weight_src uk = {.dtype = (td_dtype)s.t->dtype,
+                        .base = s.t->data,
                         .slab_stride = rows * c->kv_lora,
                         .n_stride = 1,
                         .k_stride = c->kv_lora};
+    float *values = s.scale ? decoded(b, &s, (uint32_t)(c->n_heads * rows), c->kv_lora) : NULL;
+    if (s.scale) {
+        uk.base = values;
+        uk.dtype = TD_F32;
+        s.format = TD_W_F32;
+    }
     td_weight_src uv = uk;
-    uv.base = t->data + (size_t)c->nope * c->kv_lora * size;
+    uv.base = (const uint8_t *)uk.base + (size_t)c->nope * c->kv_lora * td_dtype_bytes(uk.dtype);
     uv.n_stride = c->kv_lora;
     uv.k_stride = 1;
-    int r = be->weight_new(format_of(t), c->n_heads, c->kv_lora, c->nope, &l->w_uk);
-    l->w_uk = own(b, l->w_uk, r);
-    r = l->w_uk ? be->weight_new(format_of(t), c->n_heads, c->v_dims, c->kv_lora, &l->w_uv)
-                : -ENOMEM;
-    l->w_uv = own(b, l->w_uv, r);
+    if (!b->failed) {
+        int r = be->weight_new(s.format, c->n_heads, c->kv_lora, c->nope, &l->w_uk);
+        l->w_uk = own(b, l->w_uk, r);
+        r = l->w_uk ? be->weight_new(s.format, c->n_heads, c->v_dims, c->kv_lora, &l->w_uv)
+                    : -ENOMEM;
+        l->w_uv = own(b, l->w_uv, r);
+    }
     for (uint32_t h = 0; l->w_uv && h < c->n_heads; h++) {
         be->weight_fill(l->w_uk, h, 0, c->kv_lora, &uk);
         be->weight_fill(l->w_uv, h, 0, c->v_dims, &uv);
     }
+    free(values);
 }
 
 /* mlp.experts.E.<what> for every E, into one tensor of E slabs. */
@@ -181,27 +346,25 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
 {
     char name[NAME_BYTES];
     td_tensor *w = NULL;
-    if (b->failed)
-        return NULL;
     td_weight_format format = TD_W_F32;
     for (uint32_t e = 0; e < b->m->config.n_experts && !b->failed; e++) {
         snprintf(name, sizeof name, "mlp.experts.%u.%s.weight", e, what);
-        const td_st_tensor *t = take(b, name, n, k);
-        if (!t || b->check_only)
+        source s = find_matrix(b, name, n, k);
+        if (!agree(b, &s, TD_WC_EXPERTS) || b->check_only)
             continue;
         if (e == 0) {
-            format = format_of(t);
+            format = s.format;
             int r = b->m->backend->weight_new(format, b->m->config.n_experts, n, k, &w);
             w = own(b, w, r);
         }
         if (!w)
             break;
-        if (format_of(t) != format) {
-            fail(b, -EINVAL, "tensor %s%s has dtype %s, expert 0 of its layer has another",
-                 b->prefix, name, t->type);
+        if (s.format != format) {
+            fail(b, -EINVAL, "tensor %s is %s, expert 0 of its layer is %s", s.t->name,
+                 td_weight_format_name(s.format), td_weight_format_name(format));
             break;
         }
-        td_weight_src src = view(t);
+        td_weight_src src = view(&s);
         src.slab_stride = 0; /* each expert is a tensor of its own */
         b->m->backend->weight_fill(w, e, 0, n, &src);
     }
@@ -211,10 +374,11 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
 static void glm_indexer(binder *b, td_layer *l)
 {
     const td_config *c = &b->m->config;
-    l->index_q =
-        matrix(b, "self_attn.indexer.wq_b.weight", c->index_heads * c->index_dims, c->q_lora);
-    l->index_k = matrix(b, "self_attn.indexer.wk.weight", c->index_dims, c->hidden);
-    l->index_w = matrix(b, "self_attn.indexer.weights_proj.weight", c->index_heads, c->hidden);
+    l->index_q = matrix(b, TD_WC_INDEX, "self_attn.indexer.wq_b.weight",
+                        c->index_heads * c->index_dims, c->q_lora);
+    l->index_k = matrix(b, TD_WC_INDEX, "self_attn.indexer.wk.weight", c->index_dims, c->hidden);
+    l->index_w =
+        matrix(b, TD_WC_INDEX, "self_attn.indexer.weights_proj.weight", c->index_heads, c->hidden);
     l->index_norm = vector(b, "self_attn.indexer.k_norm.weight", c->index_dims);
     l->index_bias = vector(b, "self_attn.indexer.k_norm.bias", c->index_dims);
 }
@@ -223,38 +387,40 @@ static void glm_attention(binder *b, td_layer *l)
 {
     const td_config *c = &b->m->config;
     uint32_t head = c->nope + c->rope_dims;
-    l->q_a = matrix(b, "self_attn.q_a_proj.weight", c->q_lora, c->hidden);
+    l->q_a = matrix(b, TD_WC_ATTENTION, "self_attn.q_a_proj.weight", c->q_lora, c->hidden);
     l->q_a_norm = vector(b, "self_attn.q_a_layernorm.weight", c->q_lora);
-    l->q_b = matrix(b, "self_attn.q_b_proj.weight", c->n_heads * head, c->q_lora);
-    l->kv_a =
-        matrix(b, "self_attn.kv_a_proj_with_mqa.weight", c->kv_lora + c->rope_dims, c->hidden);
+    l->q_b = matrix(b, TD_WC_ATTENTION, "self_attn.q_b_proj.weight", c->n_heads * head, c->q_lora);
+    l->kv_a = matrix(b, TD_WC_ATTENTION, "self_attn.kv_a_proj_with_mqa.weight",
+                     c->kv_lora + c->rope_dims, c->hidden);
     l->kv_a_norm = vector(b, "self_attn.kv_a_layernorm.weight", c->kv_lora);
     kv_b(b, l);
-    l->o = matrix(b, "self_attn.o_proj.weight", c->hidden, c->n_heads * c->v_dims);
+    l->o = matrix(b, TD_WC_ATTENTION, "self_attn.o_proj.weight", c->hidden, c->n_heads * c->v_dims);
 }
 
 static void glm_moe(binder *b, td_layer *l)
 {
     const td_config *c = &b->m->config;
     uint32_t shared = c->n_shared * c->moe_inter;
-    l->router = matrix(b, "mlp.gate.weight", c->n_experts, c->hidden);
+    l->router = matrix(b, TD_WC_ROUTER, "mlp.gate.weight", c->n_experts, c->hidden);
     l->router_bias = vector(b, "mlp.gate.e_score_correction_bias", c->n_experts);
     l->expert_gate = experts(b, "gate_proj", c->moe_inter, c->hidden);
     l->expert_up = experts(b, "up_proj", c->moe_inter, c->hidden);
     l->expert_down = experts(b, "down_proj", c->hidden, c->moe_inter);
     if (!shared)
         return;
-    l->shared_gate = matrix(b, "mlp.shared_experts.gate_proj.weight", shared, c->hidden);
-    l->shared_up = matrix(b, "mlp.shared_experts.up_proj.weight", shared, c->hidden);
-    l->shared_down = matrix(b, "mlp.shared_experts.down_proj.weight", c->hidden, shared);
+    l->shared_gate =
+        matrix(b, TD_WC_SHARED, "mlp.shared_experts.gate_proj.weight", shared, c->hidden);
+    l->shared_up = matrix(b, TD_WC_SHARED, "mlp.shared_experts.up_proj.weight", shared, c->hidden);
+    l->shared_down =
+        matrix(b, TD_WC_SHARED, "mlp.shared_experts.down_proj.weight", c->hidden, shared);
 }
 
 static void dense_mlp(binder *b, td_layer *l)
 {
     const td_config *c = &b->m->config;
-    l->gate = matrix(b, "mlp.gate_proj.weight", c->inter, c->hidden);
-    l->up = matrix(b, "mlp.up_proj.weight", c->inter, c->hidden);
-    l->down = matrix(b, "mlp.down_proj.weight", c->hidden, c->inter);
+    l->gate = matrix(b, TD_WC_DENSE, "mlp.gate_proj.weight", c->inter, c->hidden);
+    l->up = matrix(b, TD_WC_DENSE, "mlp.up_proj.weight", c->inter, c->hidden);
+    l->down = matrix(b, TD_WC_DENSE, "mlp.down_proj.weight", c->hidden, c->inter);
 }
 
 static void glm_layer(binder *b, td_layer *l, uint32_t i)
@@ -286,7 +452,7 @@ static void glm_mtp(binder *b)
     glm_layer(b, &none, c->n_layers);
     vector(b, "enorm.weight", c->hidden);
     vector(b, "hnorm.weight", c->hidden);
-    matrix(b, "eh_proj.weight", c->hidden, 2 * c->hidden);
+    matrix(b, TD_WC_DENSE, "eh_proj.weight", c->hidden, 2 * c->hidden);
     vector(b, "shared_head.norm.weight", c->hidden);
     b->check_only = 0;
 }
@@ -297,12 +463,16 @@ static void qwen_layer(binder *b, td_layer *l, uint32_t i)
     snprintf(b->prefix, sizeof b->prefix, "model.layers.%u.", i);
     l->in_norm = vector(b, "input_layernorm.weight", c->hidden);
     l->post_norm = vector(b, "post_attention_layernorm.weight", c->hidden);
-    l->q = matrix(b, "self_attn.q_proj.weight", c->n_heads * c->head_dim, c->hidden);
-    l->k = matrix(b, "self_attn.k_proj.weight", c->n_kv_heads * c->head_dim, c->hidden);
-    l->v = matrix(b, "self_attn.v_proj.weight", c->n_kv_heads * c->head_dim, c->hidden);
+    l->q =
+        matrix(b, TD_WC_ATTENTION, "self_attn.q_proj.weight", c->n_heads * c->head_dim, c->hidden);
+    l->k = matrix(b, TD_WC_ATTENTION, "self_attn.k_proj.weight", c->n_kv_heads * c->head_dim,
+                  c->hidden);
+    l->v = matrix(b, TD_WC_ATTENTION, "self_attn.v_proj.weight", c->n_kv_heads * c->head_dim,
+                  c->hidden);
     l->q_norm = vector(b, "self_attn.q_norm.weight", c->head_dim);
     l->k_norm = vector(b, "self_attn.k_norm.weight", c->head_dim);
-    l->o = matrix(b, "self_attn.o_proj.weight", c->hidden, c->n_heads * c->head_dim);
+    l->o =
+        matrix(b, TD_WC_ATTENTION, "self_attn.o_proj.weight", c->hidden, c->n_heads * c->head_dim);
     dense_mlp(b, l);
 }
 
@@ -311,13 +481,15 @@ static void ends(binder *b)
     td_model *m = b->m;
     const td_config *c = &m->config;
     b->prefix[0] = 0;
-    m->embed = matrix(b, "model.embed_tokens.weight", c->vocab, c->hidden);
+    m->embed = matrix(b, TD_WC_EMBED, "model.embed_tokens.weight", c->vocab, c->hidden);
     m->norm = vector(b, "model.norm.weight", c->hidden);
     td_st_tensor *head = td_st_find(b->st, "lm_head.weight");
     if (!c->tie)
-        m->head = matrix(b, "lm_head.weight", c->vocab, c->hidden);
-    else
+        m->head = matrix(b, TD_WC_HEAD, "lm_head.weight", c->vocab, c->hidden);
+    else {
         m->head = m->embed;
+        m->formats[TD_WC_HEAD] = m->formats[TD_WC_EMBED];
+    }
     /* some exporters repeat the tied matrix; only an equal copy is harmless */
     const td_st_tensor *embed = td_st_find(b->st, "model.embed_tokens.weight");
     if (c->tie && head && embed && !b->failed) {
@@ -343,8 +515,6 @@ static void refuse_unused(binder *b)
         const td_st_tensor *t = td_st_at(b->st, i);
         if (t->used || harmless(t->name))
             continue;
-        if (refuse_type(b, t) < 0)
-            return;
         fail(b, -EINVAL,
              "tensor %s has no place in this architecture with this config.json (indexer_types, "
              "mlp_layer_types, "
@@ -386,9 +556,12 @@ static void hash_model(binder *b, const td_model_options *o)
 int td_weights_load(td_model *m, const char *dir, const td_model_options *o, td_err *reterr_err)
 {
     binder b = {.m = m, .dir = dir, .err = reterr_err};
-    int r = td_st_open(dir, &b.st, reterr_err);
-    if (r < 0)
+    int r = td_quant_load(dir, &b.quant, reterr_err);
+    r = r < 0 ? r : td_st_open(dir, &b.st, reterr_err);
+    if (r < 0) {
+        td_quant_free(b.quant);
         return r;
+    }
     TD_BUG_ON(m->shard.n_ranks !=
               1); /* shares of heads and widths are cut here once more ranks are accepted */
     for (uint32_t i = 0; i < m->config.n_layers && !b.failed; i++) {
@@ -401,12 +574,7 @@ int td_weights_load(td_model *m, const char *dir, const td_model_options *o, td_
     ends(&b);
     refuse_unused(&b);
     hash_model(&b, o);
-    const td_st_tensor *block = td_st_find(b.st, "model.layers.0.self_attn.o_proj.weight"),
-                       *embed = td_st_find(b.st, "model.embed_tokens.weight");
-    if (!b.failed) {
-        m->block_dtype = (td_dtype)block->dtype;
-        m->head_dtype = (td_dtype)embed->dtype;
-    }
+    td_quant_free(b.quant);
     td_st_close(b.st);
     return b.failed;
 }

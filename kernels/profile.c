@@ -54,6 +54,29 @@ const td_backend *td_backend_get(const char *isa)
     return !isa || strcmp(isa, "auto") == 0 || strcmp(isa, "ref") == 0 ? &td_backend_ref : NULL;
 }
 
+/* weights.experts=mxfp4; several formats in one class are joined: bf16+mxfp4. */
+static void add_weights(td_strbuf *b, const uint32_t *formats)
+{
+    static const char *const classes[TD_WEIGHT_CLASSES] = {
+        [TD_WC_ATTENTION] = "attention", [TD_WC_DENSE] = "dense",   [TD_WC_EMBED] = "embed",
+        [TD_WC_EXPERTS] = "experts",     [TD_WC_HEAD] = "head",     [TD_WC_INDEX] = "index",
+        [TD_WC_ROUTER] = "router",       [TD_WC_SHARED] = "shared",
+    };
+    for (unsigned c = 0; c < TD_WEIGHT_CLASSES; c++) {
+        const char *before = "=";
+        for (unsigned f = 0; f < TD_WEIGHT_FORMATS; f++) {
+            if (!(formats[c] >> f & 1u))
+                continue;
+            if (*before == '=')
+                td_strbuf_addf(b, "weights.%s", classes[c]);
+            td_strbuf_addf(b, "%s%s", before, td_weight_format_name(f));
+            before = "+";
+        }
+        if (*before == '+')
+            td_strbuf_addf(b, "\n");
+    }
+}
+
 char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
 {
     td_strbuf b;
@@ -68,7 +91,7 @@ char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
     td_strbuf_addf(&b, "kv=%s\n", td_dtype_name(spec->kv));
     for (size_t i = 0; i < TD_ARRAY_LEN(revs); i++)
         td_strbuf_addf(&b, "rev.%s=%d\n", revs[i].op, revs[i].rev);
-    td_strbuf_addf(&b, "weights.block=%s\nweights.head=%s\n", spec->weights, spec->head);
+    add_weights(&b, spec->formats);
     size_t len;
     char *text = td_strbuf_take(&b, &len);
     if (text) {

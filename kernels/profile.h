@@ -8,10 +8,22 @@
 
 #include "kernels/kernels.h"
 
+/* Classes of modules whose weights may have formats of their own. */
+typedef enum td_weight_class {
+    TD_WC_ATTENTION,
+    TD_WC_DENSE,
+    TD_WC_EMBED,
+    TD_WC_EXPERTS,
+    TD_WC_HEAD, /* tied: as embed */
+    TD_WC_INDEX,
+    TD_WC_ROUTER,
+    TD_WC_SHARED,
+    TD_WEIGHT_CLASSES
+} td_weight_class;
+
 typedef struct td_profile_spec {
     const td_backend *backend;
-    const char *weights; /* weight dtype of the block matrices, e.g. "bf16" */
-    const char *head;    /* of embedding and head */
+    const uint32_t *formats; /* [TD_WEIGHT_CLASSES] bits 1 << td_weight_format; 0: no such module */
     td_dtype act, kv, index;
 } td_profile_spec;
 

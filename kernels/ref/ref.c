@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/bug.h"
+#include "kernels/formats.h"
 #include "kernels/sample.h"
 
 #include "base/banned.h"
@@ -135,17 +136,48 @@ static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n,
     td_tensor *w = tensor_new(n_slabs, n, k, floats);
     if (!w)
         return -ENOMEM;
+    w->format = format;
     *ret_w = w;
     return 0;
+}
+
+/* Row n of the slab, K values. */
+static void decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims, float *dst)
+{
+    const uint8_t *row = (const uint8_t *)s->base + at;
+    if (s->dtype == TD_U8) {
+        const uint8_t *scales = (const uint8_t *)s->scales + (size_t)n * (k_dims / TD_MX_GROUP);
+        float x[TD_MX_GROUP];
+        for (uint32_t g = 0; g < k_dims / TD_MX_GROUP; g++) {
+            td_mx_decode(row + (size_t)g * (TD_MX_GROUP / 2), scales[g], x);
+            for (uint32_t i = 0; i < TD_MX_GROUP; i++)
+                dst[((size_t)g * TD_MX_GROUP + i) * LANES] = x[i];
+        }
+        return;
+    }
+    uint32_t blocks = (k_dims + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
+    const uint8_t *scales =
+        (const uint8_t *)s->scales + (size_t)(n / TD_FP8_BLOCK) * blocks * sizeof(float);
+    for (uint32_t k = 0; k < k_dims; k++) {
+        float scale;
+        memcpy(&scale, scales + (size_t)(k / TD_FP8_BLOCK) * sizeof scale, sizeof scale);
+        dst[(size_t)k * LANES] = td_e4m3_to_f32(row[k]) * scale;
+    }
 }
 
 static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
                             const td_weight_src *src)
 {
-    TD_BUG_ON(slab >= w->slabs || n0 + n_rows > w->n || src->dtype > TD_F16);
+    int quantised = w->format == TD_W_FP8 || w->format == TD_W_MXFP4;
+    TD_BUG_ON(slab >= w->slabs || n0 + n_rows > w->n);
+    TD_BUG_ON(quantised ? !src->scales : src->dtype > TD_F16);
     for (uint32_t n = n0; n < n0 + n_rows; n++) {
         float *dst = w->data + ((size_t)slab * w->n_panels + n / LANES) * w->k * LANES + n % LANES;
         size_t at = slab * src->slab_stride + (n - n0) * src->n_stride;
+        if (quantised) {
+            decode_row(src, at, n, w->k, dst);
+            continue;
+        }
         for (uint32_t k = 0; k < w->k; k++)
             dst[(size_t)k * LANES] = element(src, at + k * src->k_stride);
     }

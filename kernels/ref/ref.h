@@ -20,6 +20,7 @@ typedef float v4 __attribute__((vector_size(16)));
 
 struct td_tensor {
     uint32_t slabs, n, k, n_panels; /* a vector has k = 0 */
+    td_weight_format format;        /* of the checkpoint; ref keeps the decoded values */
     float *data;
     uint64_t bytes;
 };

@@ -135,7 +135,6 @@ static void what_is_not_supported_is_named(void **state)
     refused("moe_layer_freq", "2", "moe_layer_freq");
     refused("rope_scaling", "{\"type\": \"yarn\"}", "rope_scaling");
     refused("rope_parameters", "{\"rope_theta\": 10000.0, \"rope_type\": \"yarn\"}", "rope_type");
-    refused("quantization_config", "{\"quant_method\": \"fp8\"}", "quantization_config");
     refused("q_lora_rank", "null", "q_lora_rank");
 }
 
