@@ -270,7 +270,7 @@ static void on_load(void *arg, td_session *s, const struct Tandem__V1__Load *loa
     if (!w)
         return;
     int was = w->sched.draining;
-    td_registry_load(w, load);
+    td_registry_load(w, load, td_now_us());
     w->sched.draining |= td_session_is_draining(s);
     if (was != w->sched.draining)
         on_workers_changed(d);
@@ -455,7 +455,8 @@ static td_gen *new_gen(td_dispatch *d, const td_gen_spec *spec, const td_gen_ops
     g->usage.prompt_tokens = (uint32_t)spec->n_prompt;
     td_life_config c = {.n_choices = spec->n,
                         .max_tokens = spec->max_tokens,
-                        .deadline_us = g->submitted_us + spec->timeout_us};
+                        .deadline_us = g->submitted_us + spec->timeout_us,
+                        .stall_us = d->config.stall_us};
     td_life_init(&g->life, &c);
     if (copy_spec(g, spec) < 0 || td_map_put(&d->by_id, g->id_hash, g, NULL) < 0) {
         td_gen_free(g);

@@ -114,6 +114,8 @@ typedef struct td_dispatch_config {
     uint32_t vocab_size, max_context;
     td_metrics *metrics;
     int strict;
+    uint64_t stall_us; /* a worker that holds a request and stands still for so long has failed it;
+                          0: the life cycle's default */
 } td_dispatch_config;
 
 int td_dispatch_open(td_loop *l, const td_dispatch_config *config, td_dispatch **ret_dispatch,

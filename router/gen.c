@@ -174,7 +174,8 @@ static void start_leg(td_gen *g, td_leg leg)
 static void on_timer(void *arg)
 {
     td_gen *g = arg;
-    td_life_event ev = {.kind = TD_LIFE_EV_TIMER};
+    const td_worker *w = td_registry_find(&g->dispatch->registry, g->pair[TD_LEG_PREFILL]);
+    td_life_event ev = {.kind = TD_LIFE_EV_TIMER, .progress_us = w ? w->progress_us : 0};
     td_gen_step(g, &ev, NULL);
 }
 

@@ -13,6 +13,7 @@ enum {
     STALL_US = 60000000,
     BACKOFF_US = 20000,
     BACKOFF_MAX_US = 1000000,
+    BACKOFF_SHIFT_MAX = 6,
     DEADLINE_SLACK_US = 50000
 };
 
@@ -103,9 +104,9 @@ static void arm(td_life *l, td_life_actions *a)
     uint64_t at = l->config.deadline_us;
     if (l->phase == TD_LIFE_RESERVING)
         at = TD_MIN(at, l->progress_us + l->config.reserve_us);
-    else if (l->phase == TD_LIFE_DECODING)
+    else if (l->phase == TD_LIFE_PREFILLING || l->phase == TD_LIFE_DECODING)
         at = TD_MIN(at, l->progress_us + l->config.stall_us);
-    if (at == l->armed_us)
+    if (l->armed_us && l->armed_us <= at)
         return;
     l->armed_us = at;
     add(a, TD_LIFE_ARM)->at_us = at;
@@ -156,14 +157,16 @@ static td_error last_error(uint32_t code)
     }
 }
 
-/* A worker that has no room is no failure: the request goes back to the queue for a while. */
+/* A worker that has no room is no failure: the request goes back to the queue for a while. A stream
+ * that has begun is worth the wait for room; its deadline bounds it. */
 static void refused(td_life *l, uint64_t now, td_life_actions *a)
 {
-    if (l->n_refused == TD_LIFE_REFUSED_MAX) {
+    if (l->n_refused >= TD_LIFE_REFUSED_MAX && !td_life_is_resume(l)) {
         end(l, last_error(TD_RESOURCE_EXHAUSTED), a);
         return;
     }
-    uint64_t wait = TD_MIN((uint64_t)BACKOFF_US << l->n_refused, BACKOFF_MAX_US);
+    uint64_t wait = TD_MIN((uint64_t)BACKOFF_US << TD_MIN(l->n_refused, BACKOFF_SHIFT_MAX),
+                           (uint64_t)BACKOFF_MAX_US);
     l->n_refused++;
     release_legs(l, a);
     l->attempt++;
@@ -231,8 +234,20 @@ static void on_ticket(td_life *l, uint64_t now, td_life_actions *a)
         return;
     }
     l->phase = TD_LIFE_PREFILLING;
+    l->progress_us = now;
     l->leg_open[TD_LEG_PREFILL] = 1;
     add(a, TD_LIFE_PREFILL);
+}
+
+/* Only what was granted can be whole, and once. */
+static void on_commit(td_life *l, uint64_t now, td_life_actions *a)
+{
+    if (l->committed || (l->phase != TD_LIFE_PREFILLING && l->phase != TD_LIFE_DECODING)) {
+        fail(l, TD_LEG_DECODE, TD_INTERNAL, TD_ERROR_NONE, now, a);
+        return;
+    }
+    l->committed = 1;
+    l->progress_us = now;
 }
 
 /* One id for each unfinished choice, each choice once, at the index that was asked for. */
@@ -378,13 +393,19 @@ static void on_status(td_life *l, const td_life_event *ev, uint64_t now, td_life
         fail(l, ev->leg, TD_DATA_LOSS, TD_ERROR_NONE, now, a);
 }
 
-static void on_timer(td_life *l, uint64_t now, td_life_actions *a)
+/* While a prompt waits for its turn and is computed nothing comes from the prefill worker; that its
+ * steps go on is seen in its load reports. */
+static void on_timer(td_life *l, uint64_t progress_us, uint64_t now, td_life_actions *a)
 {
     l->armed_us = 0;
+    if (l->phase == TD_LIFE_PREFILLING)
+        l->progress_us = TD_MAX(l->progress_us, TD_MIN(progress_us, now));
     if (now >= l->config.deadline_us)
         end(l, TD_ERROR_DEADLINE, a);
     else if (l->phase == TD_LIFE_RESERVING && now >= l->progress_us + l->config.reserve_us)
         fail(l, TD_LEG_DECODE, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
+    else if (l->phase == TD_LIFE_PREFILLING && now >= l->progress_us + l->config.stall_us)
+        fail(l, TD_LEG_PREFILL, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
     else if (l->phase == TD_LIFE_DECODING && now >= l->progress_us + l->config.stall_us)
         fail(l, TD_LEG_DECODE, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
 }
@@ -431,8 +452,7 @@ static void step(td_life *l, const td_life_event *ev, uint64_t now, td_life_acti
         on_first(l, ev, now, a);
         break;
     case TD_LIFE_EV_COMMIT:
-        l->committed = 1;
-        l->progress_us = now;
+        on_commit(l, now, a);
         break;
     case TD_LIFE_EV_RUN:
         on_run(l, ev, now, a);
@@ -454,7 +474,7 @@ static void step(td_life *l, const td_life_event *ev, uint64_t now, td_life_acti
         on_end_choice(l, ev->choice, a);
         break;
     case TD_LIFE_EV_TIMER:
-        on_timer(l, now, a);
+        on_timer(l, ev->progress_us, now, a);
         break;
     }
 }

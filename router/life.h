@@ -18,7 +18,8 @@ enum {
     TD_LIFE_CHOICES_MAX = 16,
     TD_LIFE_ACTIONS_MAX = TD_LIFE_CHOICES_MAX + 8,
     TD_LIFE_REDISPATCH_MAX = 2, /* after a failure */
-    TD_LIFE_REFUSED_MAX = 12,   /* "no room" answers before the request ends OVERLOADED */
+    TD_LIFE_REFUSED_MAX = 12,   /* "no room" answers before a request that has no token yet ends
+                                   OVERLOADED; one that has goes on asking until its deadline */
     TD_LIFE_HELD_MAX = 4096     /* tokens of D that may wait for P's reply */
 };
 
@@ -29,7 +30,8 @@ typedef struct td_life_config {
     uint32_t max_tokens;  /* per choice, >= 1 */
     uint64_t deadline_us; /* absolute */
     uint64_t reserve_us;  /* longest wait for a ticket; 0 = 5 s */
-    uint64_t stall_us;    /* longest silence of a decoding stream; 0 = 60 s */
+    uint64_t stall_us;    /* longest silence of a decoding stream, and longest standstill of the
+                             prefill worker that a request waits for; 0 = 60 s */
 } td_life_config;
 
 /* Consecutive tokens of one choice; index of the first. finish: 0 none, else the choice ends with
@@ -67,6 +69,7 @@ typedef struct td_life_event {
     uint32_t choice;
     const td_life_run *runs;
     uint32_t n_runs;
+    uint64_t progress_us; /* TIMER: when the prefill worker was last seen to advance; 0 unknown */
 } td_life_event;
 
 typedef enum td_life_action_kind {

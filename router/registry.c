@@ -213,8 +213,12 @@ void td_registry_remove(td_registry *r, td_worker *w)
     free(w);
 }
 
-void td_registry_load(td_worker *w, const struct Tandem__V1__Load *load)
+void td_registry_load(td_worker *w, const struct Tandem__V1__Load *load, uint64_t now_us)
 {
+    if (load->has_step && load->step != w->seen_step) {
+        w->seen_step = load->step;
+        w->progress_us = now_us;
+    }
     if (load->has_kv_free)
         w->seen_kv_free = TD_MIN(load->kv_free, w->sched.kv_blocks);
     if (load->has_running)

@@ -19,7 +19,8 @@ typedef struct td_worker {
     uint8_t epoch[16];
     /* the last load report */
     uint32_t seen_kv_free, seen_running;
-    uint64_t seen_waiting_tokens, seen_tokens_total;
+    uint64_t seen_waiting_tokens, seen_tokens_total, seen_step;
+    uint64_t progress_us; /* when a report last told a new step; 0: never */
     td_gauge *running, *waiting_tokens, *kv_blocks, *kv_free, *draining;
     td_counter *tokens;
 } td_worker;
@@ -48,7 +49,7 @@ void td_registry_ready(td_registry *r, td_worker *w);
 void td_registry_remove(td_registry *r, td_worker *w);
 /* Notice GOAWAYs since the last load reports. */
 void td_registry_refresh(td_registry *r);
-void td_registry_load(td_worker *w, const struct Tandem__V1__Load *load);
+void td_registry_load(td_worker *w, const struct Tandem__V1__Load *load, uint64_t now_us);
 /* NULL when it has left. */
 td_worker *td_registry_find(const td_registry *r, uint64_t id);
 /* Workers of a role that take new requests. */

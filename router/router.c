@@ -79,7 +79,8 @@ static int open_dispatch(router *r, td_err *reterr_err)
                             .vocab_size = r->card->vocab_size,
                             .max_context = r->card->max_context,
                             .metrics = r->metrics,
-                            .strict = td_opt_bool(r->opt, TD_OPT_ID_STRICT)};
+                            .strict = td_opt_bool(r->opt, TD_OPT_ID_STRICT),
+                            .stall_us = (uint64_t)td_opt_int(r->opt, TD_OPT_ID_STALL) * 1000000u};
     memcpy(c.config_hash, r->card->config_hash, 32);
     memcpy(c.tokenizer_hash, r->card->tokenizer_hash, 32);
     const char *hash = td_opt_str(r->opt, TD_OPT_ID_MODEL_HASH);

@@ -277,7 +277,8 @@ static void boot(sim *s, sim_worker *w)
     td_list_init(&w->jobs);
     w->lane_busy = 0;
     w->due_us = 0;
-    w->frozen_until = w->slow_until = w->dark_until[0] = w->dark_until[1] = 0;
+    w->frozen_until = w->slow_until = w->stuck_until = w->dark_until[0] = w->dark_until[1] = 0;
+    w->n_steps = 0;
     w->ghost = 0;
     if (w->is_decode)
         sim_decode_boot(s, w);
@@ -384,6 +385,10 @@ static void accident(sim *s, sim_worker *w)
     case 6:
         if (s->faults & SIM_F_DRAIN)
             drain(s, w);
+        break;
+    case 9:
+        if ((s->faults & SIM_F_STUCK) && !w->is_decode)
+            w->stuck_until = s->now + 2 * a_while;
         break;
     default:
         break;

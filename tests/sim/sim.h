@@ -62,7 +62,8 @@ enum {
     SIM_F_READER = 1 << 15,   /* the router consumes a stream slowly */
     SIM_F_DEADLINE = 1 << 16, /* short deadlines */
     SIM_F_DRAIN = 1 << 17,    /* a worker says GOAWAY, finishes and restarts */
-    SIM_F_ALL = (1 << 18) - 1,
+    SIM_F_STUCK = 1 << 18,    /* a prefill worker answers PINGs and makes no step for a while */
+    SIM_F_ALL = (1 << 19) - 1,
     SIM_F_NOISE = SIM_F_DELAY | SIM_F_SLOW | SIM_F_READER, /* late, and nothing worse */
     /* faults after which a request may end in an error although its client was patient */
     SIM_F_HARM = SIM_F_ALL & ~(SIM_F_CANCEL | SIM_F_STOP | SIM_F_READER | SIM_F_DEADLINE |
@@ -93,7 +94,8 @@ const char *sim_bug_name(sim_bug b);
 typedef struct sim_tally {
     uint64_t events, requests, tokens, ok, errors[TD_ERROR_MAX], refused;
     uint64_t redispatches, resumes_ok, stale, no_room, held, gaps, late, fenced, drops[TD_DROP_MAX],
-        silences, crashes, coalesced, shared_blocks, held_blocks, closed_peers, commit_retries;
+        silences, crashes, coalesced, shared_blocks, held_blocks, closed_peers, commit_retries,
+        stalls;
 } sim_tally;
 
 typedef struct sim sim;
@@ -137,7 +139,7 @@ typedef struct sim_body {
     td_error error;
     /* load */
     uint32_t running, used_blocks;
-    uint64_t waiting_tokens;
+    uint64_t waiting_tokens, step;
     /* batch */
     uint32_t n_items;
     struct {
@@ -226,7 +228,8 @@ typedef struct sim_worker {
     int is_decode, up;
     uint64_t boot; /* counts lives; epoch is made of it */
     uint8_t epoch[16];
-    uint64_t frozen_until, slow_until, dark_until[2]; /* dark: towards that end */
+    uint64_t frozen_until, slow_until, stuck_until, dark_until[2]; /* dark: towards that end */
+    uint64_t n_steps;
     uint64_t ready_at;
     sim_conn *conn; /* of this life, NULL between */
     sim_pool pool;
@@ -292,6 +295,7 @@ typedef struct sim_peer {
     td_sched_worker sched;
     uint32_t worker;
     sim_conn *conn;
+    uint64_t seen_step, progress_us;
 } sim_peer;
 
 typedef struct sim_router {

@@ -6,6 +6,9 @@
 #include "base/clock.h"
 #include "base/banned.h"
 
+/* longer than the longest step of a slow worker, shorter than a stuck one's pause */
+enum { STALL_US = 2000000 };
+
 static void on_submit(sim *s, sim_event *e)
 {
     sim_router_submit(s, e->p);
@@ -52,7 +55,8 @@ void sim_client_start(sim *s, uint32_t n)
             .max_tokens = sim_below(s, 8) ? 1 + (uint32_t)sim_below(s, SIM_TOKENS_MAX) : 1};
         td_life_config c = {.n_choices = g->request.n,
                             .max_tokens = g->request.max_tokens,
-                            .deadline_us = at + timeout};
+                            .deadline_us = at + timeout,
+                            .stall_us = STALL_US};
         td_life_init(&g->life, &c);
         g->submitted_us = at;
         sim_at(s, at, &(sim_event){.fn = on_submit, .p = g});
@@ -115,8 +119,9 @@ static int is_allowed(const sim *s, const sim_gen *g, td_error error)
     case TD_ERROR_DATA_LOSS:
         return (f & (SIM_F_DROP | SIM_F_REORDER | SIM_F_KV_DROP | SIM_F_KV_FLIP | SIM_F_MALFORM)) !=
                0;
+    case TD_ERROR_OVERLOADED: /* a stream that has begun keeps asking for room */
+        return (f & SIM_F_HARM) != 0 && !td_life_is_resume(&g->life);
     case TD_ERROR_WORKER_LOST:
-    case TD_ERROR_OVERLOADED:
     case TD_ERROR_NO_DECODE:
     case TD_ERROR_NO_PREFILL:
         return (f & SIM_F_HARM) != 0;

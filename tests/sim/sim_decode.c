@@ -588,6 +588,7 @@ void sim_decode_check(sim *s, sim_worker *w)
 void sim_worker_load(const sim_worker *w, sim_body *b)
 {
     b->used_blocks = w->pool.n - w->pool.n_free;
+    b->step = w->n_steps;
     if (w->is_decode)
         return;
     TD_LIST_FOR (l, (td_list *)&w->jobs)

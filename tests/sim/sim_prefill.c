@@ -369,6 +369,10 @@ static void on_lane(sim *s, sim_event *e)
     td_prefill_pick picks[16];
     if (!is_this_life(s, w, e))
         return;
+    if (s->now < w->stuck_until) {
+        sim_at(s, w->stuck_until, e);
+        return;
+    }
     w->lane_busy = 0;
     uint32_t n = plan_step(w, jobs, picks), rows = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -389,6 +393,7 @@ static void on_lane(sim *s, sim_event *e)
     if (!n)
         return;
     w->lane_busy = 1;
+    w->n_steps++;
     uint64_t cost = 100 + (uint64_t)rows * w->step_us / 40;
     if (s->now < w->slow_until)
         cost *= 20;

@@ -140,6 +140,10 @@ void sim_router_load(sim *s, sim_conn *c, const sim_body *b)
     if (!p || !b)
         return;
     td_sched_seen(&p->sched, b->used_blocks, 0, b->waiting_tokens);
+    if (b->step != p->seen_step) {
+        p->seen_step = b->step;
+        p->progress_us = s->now;
+    }
     pump(s);
 }
 
@@ -404,7 +408,8 @@ static void on_arm(sim *s, sim_event *e)
     sim_gen *g = e->p;
     if (g->arm_us != e->a || g->ended)
         return;
-    td_life_event ev = {.kind = TD_LIFE_EV_TIMER};
+    const sim_peer *p = find_peer(s, g->pair[TD_LEG_PREFILL]);
+    td_life_event ev = {.kind = TD_LIFE_EV_TIMER, .progress_us = p ? p->progress_us : 0};
     gen_step(s, g, &ev, NULL);
 }
 
@@ -458,6 +463,7 @@ static void act(sim *s, sim_gen *g, const td_life_event *ev, const td_life_actio
         break;
     case TD_LIFE_BLAME:
         s->tally->redispatches++;
+        s->tally->stalls += ev->kind == TD_LIFE_EV_TIMER && a->leg == TD_LEG_PREFILL;
         if (g->n_failed < TD_ARRAY_LEN(g->failed))
             g->failed[g->n_failed++] = g->pair[a->leg];
         break;

@@ -214,6 +214,74 @@ static void run_before_commit(void **state)
     assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
 }
 
+/* a decode worker that says "whole" of what it never granted, or twice, is broken */
+static void commit_out_of_turn(void **state)
+{
+    fixture f;
+    begin(&f, 1, 8);
+    simple(&f, TD_LIFE_EV_START);
+    simple(&f, TD_LIFE_EV_PAIR);
+    simple(&f, TD_LIFE_EV_COMMIT);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    assert_true(cancels(&f, TD_LEG_DECODE));
+    assert_int_equal(f.l.attempt, 2);
+    assert_int_equal(f.l.committed, 0);
+    to_decoding(&f, 1);
+    simple(&f, TD_LIFE_EV_COMMIT);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+}
+
+static void timer(fixture *f, uint64_t now, uint64_t progress_us)
+{
+    f->now = now;
+    step(f, (td_life_event){.kind = TD_LIFE_EV_TIMER, .progress_us = progress_us});
+}
+
+/* A prefill worker whose steps stand still with a prompt in hand loses it long before the deadline;
+ * one that works on something else, or on a long prompt, does not. */
+static void prefill_stalls(void **state)
+{
+    fixture f;
+    begin(&f, 1, 8);
+    f.l.config.stall_us = 10 * S;
+    f.now = 3 * S;
+    simple(&f, TD_LIFE_EV_START);
+    simple(&f, TD_LIFE_EV_PAIR);
+    simple(&f, TD_LIFE_EV_TICKET);
+    assert_true(f.l.armed_us <= 13 * S);
+    for (uint64_t now = 13 * S; now < 43 * S; now += 10 * S) {
+        timer(&f, now, now - S);
+        assert_null(find(&f, TD_LIFE_BLAME));
+        assert_int_equal(find(&f, TD_LIFE_ARM)->at_us, now - S + 10 * S);
+    }
+    timer(&f, 42 * S, 32 * S);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_PREFILL);
+    assert_true(cancels(&f, TD_LEG_PREFILL) && cancels(&f, TD_LEG_DECODE));
+    assert_non_null(find(&f, TD_LIFE_DISPATCH));
+    begin(&f, 1, 1); /* alone: no decode worker's silence would tell */
+    f.l.config.stall_us = 10 * S;
+    simple(&f, TD_LIFE_EV_START);
+    simple(&f, TD_LIFE_EV_PAIR);
+    timer(&f, 10 * S, 0);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_PREFILL);
+}
+
+/* tokens do not move the timer: it fires early and looks again */
+static void tokens_leave_the_timer(void **state)
+{
+    fixture f;
+    begin(&f, 1, 8);
+    to_decoding(&f, 1);
+    f.now = 5 * S;
+    run_at(&f, 1, 0, 1, 11, 0);
+    assert_null(find(&f, TD_LIFE_ARM));
+    timer(&f, 60 * S, 0);
+    assert_null(find(&f, TD_LIFE_BLAME));
+    assert_int_equal(find(&f, TD_LIFE_ARM)->at_us, 65 * S);
+    timer(&f, 65 * S, 64 * S); /* the prefill worker's steps say nothing of this stream */
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+}
+
 /* recovery: the resampled token is compared and not sent again; D2 goes on at the number emitted */
 static void recovery(void **state)
 {
@@ -322,6 +390,25 @@ static void no_room(void **state)
     simple(&f, TD_LIFE_EV_PAIR);
     status(&f, TD_LEG_DECODE, TD_RESOURCE_EXHAUSTED);
     assert_int_equal(find(&f, TD_LIFE_END)->error, TD_ERROR_OVERLOADED);
+}
+
+/* a stream that has begun waits for room until its deadline, however often it hears "no" */
+static void no_room_for_a_stream(void **state)
+{
+    fixture f;
+    begin(&f, 1, 4);
+    to_decoding(&f, 1);
+    status(&f, TD_LEG_DECODE, TD_UNAVAILABLE);
+    for (int i = 0; i < 200; i++) {
+        f.now += S / 2;
+        simple(&f, TD_LIFE_EV_PAIR);
+        status(&f, TD_LEG_DECODE, TD_RESOURCE_EXHAUSTED);
+        assert_null(find(&f, TD_LIFE_END));
+        assert_true(find(&f, TD_LIFE_DISPATCH)->at_us <= f.now + S);
+    }
+    assert_true(f.now >= 100 * S);
+    simple(&f, TD_LIFE_EV_TIMER);
+    assert_int_equal(find(&f, TD_LIFE_END)->error, TD_ERROR_DEADLINE);
 }
 
 static void request_errors_end_it(void **state)
@@ -569,6 +656,10 @@ int main(void)
         cmocka_unit_test(early_ok_is_data_loss),
         cmocka_unit_test(wrong_index),
         cmocka_unit_test(run_before_commit),
+        cmocka_unit_test(commit_out_of_turn),
+        cmocka_unit_test(prefill_stalls),
+        cmocka_unit_test(tokens_leave_the_timer),
+        cmocka_unit_test(no_room_for_a_stream),
         cmocka_unit_test(recovery),
         cmocka_unit_test(nondeterminism),
         cmocka_unit_test(nondeterminism_seen_by_worker),
