@@ -20,6 +20,7 @@ enum td_section {
     TD_SEC_CHAT = 16,
     TD_SEC_BENCH = 32,
     TD_SEC_SERVE = 64,
+    TD_SEC_MODEL = 256,
 };
 
 typedef enum td_opt_type {

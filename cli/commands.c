@@ -21,6 +21,8 @@ const td_command td_commands[] = {
      td_prefill_worker_main},
     {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE,
      td_decode_worker_main},
+    {"model", "random CONFIG OUT", "write a random checkpoint of a config.json's shape", TD_SEC_MODEL,
+     td_cmd_model},
     {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,
      td_cmd_profile},
     {"config", "check FILE", "check a configuration file and say where each value comes from", 0,
