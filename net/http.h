@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Strict HTTP/1.1 server and small client on a loop. What net/http_parse.h refuses never reaches
- * on_request: the server answers 400, 408, 413, 431, 503 or 505 itself with an OpenAI error body
- * and closes. Loop thread only.
+ * on_request: the server answers 400, 408, 413, 429, 431, 503 or 505 itself with an OpenAI error
+ * body and closes. Loop thread only.
  *
  * A td_http_req is born in on_request (whole body read) and dies after td_http_reply() or
  * td_http_stream_end()/_abort(); when the client leaves first, on_close runs once and the request
@@ -31,11 +31,12 @@ typedef struct td_http_config {
     int allow_nonloopback; /* 1: requests are authenticated, so other addresses than loopback may be
                               bound */
     size_t max_body_bytes; /* default 8 MiB */
-    size_t max_header_bytes;   /* default 16 KiB */
-    size_t max_buffered_bytes; /* bodies of all requests together, then 503; default 32 ×
-                                  max_body_bytes */
-    uint32_t max_conns;        /* default 4096; beyond that 503 */
-    uint32_t header_timeout_s; /* for a whole head, and for each 4 KiB of a body; default 5 */
+    size_t max_header_bytes;     /* default 16 KiB */
+    size_t max_buffered_bytes;   /* bodies of all requests together, then 503; default 32 ×
+                                    max_body_bytes */
+    uint32_t max_conns;          /* default 4096; beyond that 503 */
+    uint32_t max_conns_per_peer; /* of one address (net/peers.h), default 1024; beyond that 429 */
+    uint32_t header_timeout_s;   /* for a whole head, and for each 4 KiB of a body; default 5 */
     uint32_t idle_timeout_s; /* between requests, and for a reader that takes nothing; default 60 */
     size_t max_backlog_bytes; /* unsent bytes of one stream before it counts as a slow reader;
                                  default 1 MiB */
@@ -60,6 +61,8 @@ void td_http_server_close(td_http_server *s);
 /* Bound address as "127.0.0.1:43211". Borrowed. */
 const char *td_http_server_addr(const td_http_server *s);
 uint32_t td_http_server_conns(const td_http_server *s);
+/* Connections refused so far because there were too many, of all or of one address. */
+uint64_t td_http_server_refused(const td_http_server *s);
 
 const char *td_http_method(const td_http_req *r); /* "GET", "POST", ... */
 const char *td_http_path(const td_http_req *r);   /* decoded path without the query */

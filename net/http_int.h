@@ -13,6 +13,7 @@
 #include "net/http.h"
 #include "net/http_parse.h"
 #include "net/listen.h"
+#include "net/peers.h"
 
 typedef struct td_http_conn td_http_conn;
 
@@ -24,6 +25,8 @@ struct td_http_server {
     td_timer *tick;
     td_list conns;
     uint32_t n_conns;
+    td_peers peers;
+    uint64_t n_refused;
     size_t buffered_bytes; /* bodies being held */
     int accept_paused;     /* out of descriptors: until the next tick */
     int stopping;          /* answers close their connection */
@@ -64,6 +67,7 @@ struct td_http_conn {
     uint64_t stall_us;    /* of writing; 0 = nothing waits */
     td_http_req *req;
     td_after after;
+    uint64_t peer_key; /* in server->peers */
     char peer[TD_ADDR_TEXT];
 };
 

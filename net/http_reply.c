@@ -207,6 +207,8 @@ static td_error error_of(int status)
         return TD_ERROR_DEADLINE;
     case 413:
         return TD_ERROR_TOO_LARGE;
+    case 429:
+        return TD_ERROR_RATE_LIMITED;
     case 431:
         return TD_ERROR_HEADERS_TOO_LARGE;
     case 503:
@@ -229,7 +231,7 @@ void td_http_conn_refuse(td_http_conn *c, td_http_bad bad)
         e->text, bad.text, e->type, e->name);
     td_http_header h[] = {
         {"Content-Type", "application/json"}, {"Connection", "close"}, {"Retry-After", "2"}};
-    td_http_write_head(c, bad.status, h, bad.status == 503 ? 3 : 2);
+    td_http_write_head(c, bad.status, h, bad.status == 503 || bad.status == 429 ? 3 : 2);
     out_length(c, (size_t)n);
     out_text(c, "\r\n");
     out_text(c, body);

@@ -21,6 +21,7 @@ enum {
     REQUESTS_PER_RUN = 16, /* pipelined */
     BODY_MIN_BYTES = 4096, /* a body must bring this in each header_timeout_s */
     REFUSALS_MAX = 64,     /* connections beyond max_conns that are still told why */
+    PEER_REFUSALS_MAX = 8, /* the same for one address */
 };
 
 static void conn_run(td_http_conn *c);
@@ -79,6 +80,7 @@ static void conn_free(td_http_conn *c)
         evbuffer_free(c->out);
     td_strbuf_done(&c->in);
     close(c->fd);
+    td_peers_drop(&s->peers, c->peer_key);
     td_list_del(&c->node);
     s->n_conns--;
     free(c);
@@ -108,14 +110,18 @@ static void on_event(evutil_socket_t fd, short what, void *arg)
     conn_run(c);
 }
 
-static td_http_conn *conn_new(td_http_server *s, int fd, const struct sockaddr *peer)
+/* Takes the descriptor, and the place in s->peers. */
+static td_http_conn *conn_new(td_http_server *s, int fd, const struct sockaddr *peer,
+                              uint64_t peer_key)
 {
     td_http_conn *c = calloc(1, sizeof *c);
     if (!c) {
+        td_peers_drop(&s->peers, peer_key);
         close(fd);
         return NULL;
     }
     c->server = s;
+    c->peer_key = peer_key;
     c->fd = fd;
     c->writable = 1;
     c->after = (td_after){.fn = conn_after, .arg = c};
@@ -467,6 +473,31 @@ static void on_tick(void *arg)
 
 /* ---- listener ---- */
 
+/* A connection more, unless there are too many: then it is told so, or, with the places for that
+ * taken too, closed. */
+static void admit(td_http_server *s, int fd, const struct sockaddr *peer)
+{
+    uint64_t key = td_peer_key(peer);
+    int64_t of_peer = td_peers_add(&s->peers, key);
+    int many = s->n_conns >= s->cfg.max_conns, many_of_peer = of_peer > s->cfg.max_conns_per_peer;
+    s->n_refused += (uint64_t)(many || many_of_peer);
+    if (of_peer < 0) {
+        close(fd);
+        return;
+    }
+    if (s->n_conns >= s->cfg.max_conns + REFUSALS_MAX ||
+        of_peer > (int64_t)s->cfg.max_conns_per_peer + PEER_REFUSALS_MAX) {
+        td_peers_drop(&s->peers, key);
+        close(fd);
+        return;
+    }
+    td_http_conn *c = conn_new(s, fd, peer, key);
+    if (c && many)
+        refuse(c, 503, "too many connections");
+    else if (c && many_of_peer)
+        refuse(c, 429, "too many connections from this address");
+}
+
 static void on_accept(void *arg, int fd, int events)
 {
     td_http_server *s = arg;
@@ -483,13 +514,7 @@ static void on_accept(void *arg, int fd, int events)
                 return;
             continue;
         }
-        if (s->n_conns >= s->cfg.max_conns + REFUSALS_MAX) {
-            close(cfd);
-            continue;
-        }
-        td_http_conn *c = conn_new(s, cfd, (struct sockaddr *)&peer);
-        if (c && s->n_conns > s->cfg.max_conns)
-            refuse(c, 503, "too many connections");
+        admit(s, cfd, (struct sockaddr *)&peer);
     }
 }
 
@@ -499,6 +524,7 @@ static void apply_defaults(td_http_config *c)
     c->max_header_bytes = c->max_header_bytes ? c->max_header_bytes : 16u << 10;
     c->max_buffered_bytes = c->max_buffered_bytes ? c->max_buffered_bytes : 32 * c->max_body_bytes;
     c->max_conns = c->max_conns ? c->max_conns : 4096;
+    c->max_conns_per_peer = c->max_conns_per_peer ? c->max_conns_per_peer : 1024;
     c->header_timeout_s = c->header_timeout_s ? c->header_timeout_s : 5;
     c->idle_timeout_s = c->idle_timeout_s ? c->idle_timeout_s : 60;
     c->max_backlog_bytes = c->max_backlog_bytes ? c->max_backlog_bytes : 1u << 20;
@@ -532,6 +558,7 @@ int td_http_server_open(td_loop *l, const td_http_config *config, td_http_server
     s->cfg.listen = NULL; /* the caller's string may go */
     apply_defaults(&s->cfg);
     td_list_init(&s->conns);
+    td_peers_init(&s->peers);
     int r = open_socket(s, config, reterr_err);
     if (!r)
         r = td_io_add(l, s->fd, TD_IO_READ, on_accept, s, &s->io);
@@ -600,12 +627,18 @@ void td_http_server_close(td_http_server *s)
             conn_lose(c);
         conn_free(c);
     }
+    td_peers_done(&s->peers);
     free(s);
 }
 
 const char *td_http_server_addr(const td_http_server *s)
 {
     return s->addr;
+}
+
+uint64_t td_http_server_refused(const td_http_server *s)
+{
+    return s->n_refused;
 }
 
 uint32_t td_http_server_conns(const td_http_server *s)

@@ -177,6 +177,8 @@ static void get_metrics(td_edge *e, td_http_req *req, td_str tenant)
     td_strbuf b;
     td_strbuf_init(&b);
     td_dispatch_update_metrics(e->cfg.dispatch);
+    td_gauge_set(e->connections, td_http_server_conns(e->http));
+    td_counter_add(e->refused, td_http_server_refused(e->http) - td_counter_get(e->refused));
     td_metrics_write(e->cfg.metrics, &b);
     td_metrics_write_process(&b);
     td_http_header h[] = {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"}};
@@ -357,6 +359,9 @@ static void make_metrics(td_edge *e)
     e->errors = td_counter_new(m, "http_errors_total", "", "Requests answered with an error body.");
     e->ignored_fields =
         td_counter_new(m, "ignored_fields_total", "", "Requests with unknown body fields.");
+    e->connections = td_gauge_new(m, "http_connections", "", "Open HTTP connections.");
+    e->refused = td_counter_new(m, "http_connections_refused_total", "",
+                                "Connections refused because there were too many.");
     e->cancelled =
         td_counter_new(m, "requests_cancelled_total", "", "Requests whose client left early.");
 }
@@ -379,6 +384,7 @@ int td_edge_open(td_loop *l, const td_edge_config *config, td_edge **ret_edge, t
                         .fd = config->listen_fd,
                         .max_body_bytes = config->max_body_bytes,
                         .max_conns = config->max_conns,
+                        .max_conns_per_peer = config->max_conns_per_addr,
                         .allow_nonloopback = config->keys != NULL,
                         .on_request = on_request,
                         .arg = e};

@@ -25,7 +25,7 @@ typedef struct td_edge_config {
     const uint8_t *prefix_secret;
     size_t prefix_secret_bytes;
     size_t max_body_bytes;
-    uint32_t max_conns;
+    uint32_t max_conns, max_conns_per_addr;
     uint32_t keepalive_s; /* 0 = never */
     uint64_t timeout_us;  /* of a request */
     int strict;

@@ -14,7 +14,8 @@ struct td_edge {
     uint32_t n_running;
     int draining;
     /* tokens and times are the dispatcher's figures */
-    td_counter *requests_total[8], *ignored_fields, *cancelled, *errors;
+    td_counter *requests_total[8], *ignored_fields, *cancelled, *errors, *refused;
+    td_gauge *connections;
 };
 
 /* Answer with an error body; the request is dead afterwards. retry_after_ms 0: from the table's

@@ -389,6 +389,57 @@ static void too_many_connections_are_told(void **state)
     td_strbuf_done(&out);
 }
 
+/* From an address of its own: 127.0.0.2 and on are loopback too. */
+static int dial_from(fixture *f, const char *from)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET}, to = a;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    inet_pton(AF_INET, from, &a.sin_addr);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    to.sin_port =
+        htons((uint16_t)strtoul(strchr(td_http_server_addr(f->server), ':') + 1, NULL, 10));
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    return fd;
+}
+
+/* One client may not take all connections, and gives back what it had. */
+static void one_address_has_its_share(void **state)
+{
+    fixture *f = *state;
+    f->cfg.max_conns_per_peer = 2;
+    serve(f);
+    td_strbuf out;
+    td_strbuf_init(&out);
+    int a = dial_from(f, "127.0.0.2"), b = dial_from(f, "127.0.0.2");
+    turns(f, 2);
+    int c = dial_from(f, "127.0.0.2");
+    assert_true(get(f, c, &out, NULL));
+    assert_memory_equal(out.data, "HTTP/1.1 429 ", 13);
+    assert_non_null(strstr(out.data, "\r\nRetry-After: "));
+    assert_non_null(strstr(out.data, "rate_limit_exceeded"));
+    assert_int_equal(td_http_server_refused(f->server), 1);
+    int other = dial_from(f, "127.0.0.3");
+    put(f, other, "GET /o HTTP/1.0\r\n\r\n", 19);
+    td_strbuf_reset(&out);
+    assert_true(get(f, other, &out, NULL));
+    assert_memory_equal(out.data, "HTTP/1.1 200 ", 13);
+    close(a);
+    close(b);
+    close(c);
+    close(other);
+    turns(f, 5);
+    assert_int_equal(td_http_server_conns(f->server), 0);
+    a = dial_from(f, "127.0.0.2");
+    put(f, a, "GET /a HTTP/1.0\r\n\r\n", 19);
+    td_strbuf_reset(&out);
+    assert_true(get(f, a, &out, NULL));
+    assert_memory_equal(out.data, "HTTP/1.1 200 ", 13);
+    close(a);
+    td_strbuf_done(&out);
+}
+
 static void expect_continue_is_answered(void **state)
 {
     fixture *f = *state;
@@ -672,6 +723,7 @@ static void two_thousand_connects_are_quick(void **state)
     setrlimit(RLIMIT_NOFILE, &rl);
     if (rl.rlim_cur < 2 * N + 100)
         skip();
+    f->cfg.max_conns_per_peer = 4096;
     serve(f);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     a.sin_port =
@@ -988,6 +1040,7 @@ int main(void)
         T(slow_head_and_body_time_out),
         T(idle_connections_are_closed),
         T(too_many_connections_are_told),
+        T(one_address_has_its_share),
         T(expect_continue_is_answered),
         T(head_and_options_reach_the_handler),
         T(streams_arrive_in_order_and_connection_lives_on),
