@@ -28,6 +28,7 @@ struct td_decode_lane {
     uint32_t *picks; /* [max_seqs] */
     td_step_item *items;
     td_sample *samples;
+    uint8_t *bad;
 };
 
 /* ---- ends ---- */
@@ -299,19 +300,28 @@ static uint32_t look(td_decode_lane *l)
     return n;
 }
 
-static void bad_step(td_decode_lane *l, uint32_t n)
+/* A job fails with any of its choices. */
+static void end_bad(td_decode_lane *l, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (l->bad[i])
+            td_worker_job_set_end(&l->runners[l->picks[i]].job->base, TD_INTERNAL,
+                                  TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+}
+
+/* Jobs that have no choice left, or failed in this step. */
+static void finish_ended(td_decode_lane *l, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         td_decode_job *j = l->runners[l->picks[i]].job;
-        if (!j->base.code) /* not yet failed by another choice of it */
-            td_worker_job_set_end(&j->base, TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+        if (!j || (any_left(j) && !j->base.code))
+            continue;
+        for (uint32_t k = i + 1; k < n; k++) { /* its other choices were in the same step */
+            if (l->runners[l->picks[k]].job == j)
+                l->runners[l->picks[k]].job = NULL;
+        }
+        td_worker_lane_finish(&l->base, &j->base);
     }
-    TD_LIST_FOR (at, &l->base.jobs) {
-        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
-        if (j->running && j->base.code)
-            td_worker_lane_finish(&l->base, &j->base);
-    }
-    td_worker_lane_bad_step(&l->base);
 }
 
 static void take_token(td_decode_token *t, const runner *r, const td_sample *sample)
@@ -331,6 +341,22 @@ static void take_token(td_decode_token *t, const runner *r, const td_sample *sam
     r->job->seqs[r->at] = NULL;
 }
 
+static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n)
+{
+    *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = l->base.n_steps + 1};
+    for (uint32_t i = 0; i < n; i++) {
+        const runner *r = &l->runners[l->picks[i]];
+        if (!r->job->base.code)
+            take_token(&m->tokens[m->n++], r, &l->samples[i]);
+    }
+    if (m->n == 0) {
+        free(m);
+        return;
+    }
+    td_worker_lane_count(&l->base, m->n);
+    td_push_wait(l->base.c.to_loop, m);
+}
+
 static void run_step(td_decode_lane *l, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
@@ -338,26 +364,14 @@ static void run_step(td_decode_lane *l, uint32_t n)
         l->items[i] = (td_step_item){.seq = r->job->seqs[r->at], .n_tokens = 1, .n_samples = 1};
     }
     td_decode_step *m = malloc(sizeof *m + n * sizeof *m->tokens);
-    if (!m || td_engine_step(l->base.c.engine, l->items, n, l->samples) < 0) {
-        free(m);
-        bad_step(l, n);
-        return;
-    }
-    td_worker_lane_good_step(&l->base, n);
-    *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = l->base.n_steps, .n = n};
-    for (uint32_t i = 0; i < n; i++)
-        take_token(&m->tokens[i], &l->runners[l->picks[i]], &l->samples[i]);
-    td_push_wait(l->base.c.to_loop, m);
-    for (uint32_t i = 0; i < n; i++) {
-        td_decode_job *j = l->runners[l->picks[i]].job;
-        if (!j || any_left(j))
-            continue;
-        for (uint32_t k = i + 1; k < n; k++) { /* its other choices ended in the same step */
-            if (l->runners[l->picks[k]].job == j)
-                l->runners[l->picks[k]].job = NULL;
-        }
-        td_worker_lane_finish(&l->base, &j->base);
-    }
+    if (m)
+        (void)td_worker_lane_run(&l->base, l->items, n, l->samples, l->bad);
+    else
+        memset(l->bad, 1, n);
+    end_bad(l, n);
+    if (m)
+        send_step(l, m, n);
+    finish_ended(l, n);
 }
 
 static uint32_t step(td_worker_lane *w)
@@ -375,6 +389,7 @@ static void lane_free(td_decode_lane *l)
     free(l->picks);
     free(l->items);
     free(l->samples);
+    free(l->bad);
     free(l);
 }
 
@@ -395,8 +410,9 @@ int td_decode_lane_start(const td_worker_lane_config *config, const td_decode_po
     l->picks = calloc(n, sizeof *l->picks);
     l->items = calloc(n, sizeof *l->items);
     l->samples = calloc(n, sizeof *l->samples);
+    l->bad = calloc(n, sizeof *l->bad);
     int r = 0;
-    if (!l->runners || !l->picks || !l->items || !l->samples)
+    if (!l->runners || !l->picks || !l->items || !l->samples || !l->bad)
         r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
     else
         r = td_worker_lane_start(&l->base, &ops, config, reterr_err);

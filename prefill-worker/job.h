@@ -51,6 +51,7 @@ struct td_prefill_job {
     td_seq *seqs[TD_CHOICES_MAX];
     uint32_t timeline; /* the one that is computed now; n_timelines when all are */
     uint32_t sent;     /* blocks of it that were given to the mover, held ones included */
+    uint32_t promised; /* blocks that its later timelines will take */
     int started, attached, opened, closed, replied;
     uint64_t started_us;
     /* result */

@@ -21,6 +21,7 @@ struct td_prefill_lane {
     td_worker_lane base; /* jobs: those to compute and those whose push is under way */
     td_prefill_policy policy;
     uint32_t n_blocks;
+    uint64_t n_promised; /* blocks that later timelines of started jobs will take */
     /* room of one step */
     td_prefill_view views[VIEWS_MAX];
     td_prefill_job *viewed[VIEWS_MAX];
@@ -28,6 +29,7 @@ struct td_prefill_lane {
     td_step_item *items;
     td_prefill_job **picked;
     td_sample *samples;
+    uint8_t *bad;
 };
 
 /* ---- ends ---- */
@@ -40,9 +42,15 @@ static void free_seqs(td_prefill_job *j)
     }
 }
 
+static void drop_promise(td_prefill_lane *l, td_prefill_job *j)
+{
+    l->n_promised -= j->promised;
+    j->promised = 0;
+}
+
 static void free_job(td_worker_lane *l, td_worker_job *j)
 {
-    (void)l;
+    drop_promise((td_prefill_lane *)l, (td_prefill_job *)j);
     free_seqs((td_prefill_job *)j);
 }
 
@@ -60,6 +68,7 @@ static void fail(td_prefill_lane *l, td_prefill_job *j, uint32_t code, td_error 
 {
     td_worker_job_set_end(&j->base, code, error, text);
     j->timeline = j->base.request.plan.n_timelines; /* nothing is computed any more */
+    drop_promise(l, j);
     if (!j->opened) {
         td_worker_lane_finish(&l->base, &j->base);
         return;
@@ -171,13 +180,15 @@ static uint32_t look(td_prefill_lane *l)
         waiting_tokens += left;
         if (n == VIEWS_MAX || rows >= l->policy.max_rows)
             continue;
-        td_prefill_view v = {.n_left = left, .started = j->started};
-        if (!j->started) {
+        td_prefill_view v = {.n_left = left, .started = j->started || j->timeline > 0};
+        if (!v.started) {
             /* all its blocks, hits included: those that nobody else uses count as free now */
-            v.blocks_needed =
-                blocks_of(j->attached ? left : j->base.request.plan.timelines[j->timeline].n_ids);
-            v.n_left -= j->attached ? 0 : hits(l, j);
+            const td_handoff_plan *p = &j->base.request.plan;
+            v.blocks_needed = p->n_blocks - p->timelines[0].n_blocks +
+                              blocks_of(j->attached ? left : p->timelines[0].n_ids);
         }
+        if (!j->started && !j->attached)
+            v.n_left -= hits(l, j);
         rows += v.n_left;
         l->viewed[n] = j;
         l->views[n++] = v;
@@ -192,6 +203,18 @@ static void open_push(td_prefill_lane *l, td_prefill_job *j)
     j->opened = 1;
     j->push_deadline_us = j->base.deadline_us;
     td_push_wait(l->base.c.to_mover, &j->open);
+}
+
+/* A job's later timelines are promised their blocks when it starts: two jobs that held some and
+ * waited for more could wait for each other. */
+static void promise(td_prefill_lane *l, td_prefill_job *j)
+{
+    const td_handoff_plan *p = &j->base.request.plan;
+    uint32_t own = p->timelines[j->timeline].n_blocks;
+    uint32_t later = j->timeline == 0 ? p->n_blocks - own : j->promised - own;
+    l->n_promised += later;
+    l->n_promised -= j->promised;
+    j->promised = later;
 }
 
 /* Late binding: blocks and the connection only at the head of the queue. 0; -ENOSPC: try again
@@ -216,6 +239,7 @@ static int start(td_prefill_lane *l, td_prefill_job *j)
         j->queue_us = j->started_us - j->base.arrived_us;
     }
     j->started = 1;
+    promise(l, j);
     j->sent = j->message->ticket ? j->message->ticket->held_blocks : 0;
     if (j->message->ticket && !j->opened)
         open_push(l, j);
@@ -327,7 +351,8 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
     int full = 0; /* nobody overtakes, but who holds blocks goes on */
     for (uint32_t i = 0; i < n_picks; i++) {
         td_prefill_job *j = l->viewed[l->picks[i].job];
-        full |= !j->started && !full && start(l, j) < 0;
+        if (!j->started && (j->timeline > 0 || !full))
+            full |= start(l, j) < 0;
         if (!j->started)
             continue;
         td_seq *s = j->seqs[j->timeline];
@@ -344,36 +369,37 @@ static uint32_t gather(td_prefill_lane *l, uint32_t n_picks)
     return n;
 }
 
-static void bad_step(td_prefill_lane *l, uint32_t n)
+static uint64_t n_good_tokens(const td_prefill_lane *l, uint32_t n)
 {
+    uint64_t tokens = 0;
     for (uint32_t i = 0; i < n; i++)
-        fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
-    td_worker_lane_bad_step(&l->base);
+        tokens += l->bad[i] ? 0 : l->items[i].n_tokens;
+    return tokens;
 }
 
 static void run_step(td_prefill_lane *l, uint32_t n)
 {
-    uint64_t tokens = 0;
     uint32_t at = 0;
     atomic_store_explicit(&l->base.c.load->running, n, memory_order_relaxed);
-    if (td_engine_step(l->base.c.engine, l->items, n, l->samples) < 0) {
-        bad_step(l, n);
-        return;
-    }
+    if (td_worker_lane_run(&l->base, l->items, n, l->samples, l->bad) > 0)
+        td_worker_lane_count(&l->base, n_good_tokens(l, n));
     for (uint32_t i = 0; i < n; i++) {
         uint32_t n_samples = l->items[i].n_samples;
-        tokens += l->items[i].n_tokens;
-        advance(l, l->picked[i], l->samples + at, n_samples);
+        if (l->bad[i])
+            fail(l, l->picked[i], TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+        else
+            advance(l, l->picked[i], l->samples + at, n_samples);
         at += n_samples;
     }
-    td_worker_lane_good_step(&l->base, tokens);
 }
 
 static uint32_t step(td_worker_lane *w)
 {
     td_prefill_lane *l = (td_prefill_lane *)w;
     uint32_t n_views = look(l);
-    uint32_t n = td_prefill_plan(&l->policy, l->views, n_views, td_kv_available(w->pool), l->picks);
+    uint64_t available = td_kv_available(w->pool);
+    available -= TD_MIN(available, l->n_promised);
+    uint32_t n = td_prefill_plan(&l->policy, l->views, n_views, available, l->picks);
     n = gather(l, n);
     if (n > 0)
         run_step(l, n);
@@ -386,6 +412,7 @@ static void lane_free(td_prefill_lane *l)
     free(l->items);
     free(l->picked);
     free(l->samples);
+    free(l->bad);
     free(l);
 }
 
@@ -410,8 +437,9 @@ int td_prefill_lane_start(const td_worker_lane_config *config, const td_prefill_
     l->items = calloc(n, sizeof *l->items);
     l->picked = calloc(n, sizeof *l->picked);
     l->samples = calloc((size_t)n * TD_CHOICES_MAX, sizeof *l->samples);
+    l->bad = calloc(n, sizeof *l->bad);
     int r = 0;
-    if (!l->picks || !l->items || !l->picked || !l->samples)
+    if (!l->picks || !l->items || !l->picked || !l->samples || !l->bad)
         r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
     else
         r = td_worker_lane_start(&l->base, &ops, config, reterr_err);

@@ -2,6 +2,7 @@
 #include "worker/lane.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/banned.h"
 
@@ -22,18 +23,74 @@ void td_worker_lane_finish(td_worker_lane *l, td_worker_job *j)
     td_push_wait(l->c.to_loop, &j->end);
 }
 
-void td_worker_lane_good_step(td_worker_lane *l, uint64_t n_tokens)
+void td_worker_lane_count(td_worker_lane *l, uint64_t n_tokens)
 {
-    l->bad_steps = 0;
     atomic_store_explicit(&l->c.load->step, ++l->n_steps, memory_order_relaxed);
     atomic_fetch_add_explicit(&l->c.load->tokens_total, n_tokens, memory_order_relaxed);
 }
 
-void td_worker_lane_bad_step(td_worker_lane *l)
+/* What was computed once must be computed again: tells a request that cannot be computed from an
+ * engine that cannot compute. */
+static int is_alive(td_worker_lane *l)
+{
+    td_seq *s = NULL;
+    td_sample sample;
+    td_seq_spec spec = {.ids = &l->known_id,
+                        .n_ids = 1,
+                        .n_prompt = 1,
+                        .max_tokens = 1,
+                        .sampling = {.top_p = 1, .repetition_penalty = 1}};
+    int r = l->have_known ? td_seq_new(l->c.engine, &spec, &s, NULL) : -ENOENT;
+    if (r == 0)
+        r = td_seq_reserve(s, 1);
+    if (r == 0) {
+        td_step_item item = {.seq = s, .n_tokens = 1, .n_samples = 1};
+        r = td_engine_step(l->c.engine, &item, 1, &sample);
+    }
+    td_seq_free(s);
+    return r == 0;
+}
+
+static void all_failed(td_worker_lane *l)
 {
     static td_msg dead = {TD_WORKER_DEAD};
-    if (++l->bad_steps == BAD_STEPS_MAX)
+    if (is_alive(l))
+        l->bad_steps = 0;
+    else if (++l->bad_steps == BAD_STEPS_MAX)
         td_push_wait(l->c.to_loop, &dead);
+}
+
+/* Items of a failed step, each alone. */
+static uint32_t run_each(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                         td_sample *samples, uint8_t *ret_bad)
+{
+    uint32_t n_good = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        ret_bad[i] = n == 1 || td_engine_step(l->c.engine, &items[i], 1, samples) < 0;
+        n_good += !ret_bad[i];
+        samples += items[i].n_samples;
+    }
+    return n_good;
+}
+
+uint32_t td_worker_lane_run(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                            td_sample *samples, uint8_t *ret_bad)
+{
+    memset(ret_bad, 0, n);
+    if (td_engine_step(l->c.engine, items, n, samples) < 0)
+        n = run_each(l, items, n, samples, ret_bad);
+    if (n == 0) {
+        all_failed(l);
+        return 0;
+    }
+    uint32_t at = 0;
+    size_t n_ids;
+    while (ret_bad[at])
+        at++;
+    l->known_id = td_seq_ids(items[at].seq, &n_ids)[0];
+    l->have_known = 1;
+    l->bad_steps = 0;
+    return n;
 }
 
 static void arrive(td_worker_lane *l, td_worker_job *j)

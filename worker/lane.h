@@ -45,6 +45,8 @@ struct td_worker_lane {
     uint32_t n_jobs, n_reserved; /* n_reserved: blocks of tickets that are not settled */
     uint64_t n_steps;
     uint32_t bad_steps;
+    int have_known;
+    uint32_t known_id; /* a first id that a step has computed */
     pthread_t thread;
     atomic_int stop;
 };
@@ -63,11 +65,18 @@ int td_worker_lane_stop(td_worker_lane *l);
 void td_worker_lane_note_blocks(td_worker_lane *l);
 /* The job's last: gives back what it holds, tells the loop. */
 void td_worker_lane_finish(td_worker_lane *l, td_worker_job *j);
-/* A step of n_tokens went well. */
-void td_worker_lane_good_step(td_worker_lane *l, uint64_t n_tokens);
-/* A step failed, and its jobs were failed with TD_WORKER_BAD_STEP: several in a row and the process
- * ends, for the supervisor to start a new one. */
-void td_worker_lane_bad_step(td_worker_lane *l);
+/* Run one step of n items, samples as td_engine_step() wants them. A step that fails is run again
+ * item by item: the tokens of an item are the same alone, and so the failure is told only to those
+ * whose it is. ret_bad[i]: item i failed (end its job with TD_WORKER_BAD_STEP), its samples are
+ * undefined. Returns how many did not fail; call td_worker_lane_count() when that is not 0.
+ *
+ * When all failed and the engine no longer computes what it has computed before, several times in a
+ * row, the process ends, for the supervisor to start a new one: a request that cannot be computed
+ * does not end it. */
+uint32_t td_worker_lane_run(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                            td_sample *samples, uint8_t *ret_bad);
+/* A step has made so many tokens. */
+void td_worker_lane_count(td_worker_lane *l, uint64_t n_tokens);
 #define TD_WORKER_BAD_STEP "the engine failed in this request's step"
 
 #endif

@@ -217,6 +217,18 @@ static void other_layout(request *r, Tandem__V1__Ticket *t)
     t->layout_hash.data[0] ^= 1;
 }
 
+static void other_profile(request *r, Tandem__V1__Ticket *t)
+{
+    (void)r;
+    t->profile_id.data[0] ^= 1;
+}
+
+static void other_model(request *r, Tandem__V1__Ticket *t)
+{
+    (void)r;
+    t->model_hash.data[31] ^= 1;
+}
+
 static void too_much_held(request *r, Tandem__V1__Ticket *t)
 {
     (void)r;
@@ -241,10 +253,13 @@ static void test_bad_tickets(void **state)
     static const struct {
         void (*change)(request *, Tandem__V1__Ticket *);
         uint32_t code;
-    } bad[] = {{other_layout, TD_FAILED_PRECONDITION},
-               {too_much_held, TD_INVALID_ARGUMENT},
-               {other_ticket, TD_ABORTED},
-               {wildcard, TD_INVALID_ARGUMENT}};
+        const char *names; /* refused by name, before anything is computed */
+    } bad[] = {{other_layout, TD_FAILED_PRECONDITION, "another KV layout"},
+               {other_profile, TD_FAILED_PRECONDITION, "another numerics profile"},
+               {other_model, TD_FAILED_PRECONDITION, "another model"},
+               {too_much_held, TD_INVALID_ARGUMENT, "held_blocks"},
+               {other_ticket, TD_ABORTED, NULL},
+               {wildcard, TD_INVALID_ARGUMENT, NULL}};
     for (size_t i = 0; i < TD_ARRAY_LEN(bad); i++) {
         request *r = fresh(1, 300, 8);
         r->on_ticket = bad[i].change;
@@ -252,6 +267,9 @@ static void test_bad_tickets(void **state)
         request_wait(&cl, r);
         if (r->code[0] != bad[i].code)
             fail_msg("case %zu: %s: %s", i, td_code_name(r->code[0]), r->why[0]);
+        if (bad[i].names && (!strstr(r->why[0], bad[i].names) || r->first_seen[0]))
+            fail_msg("case %zu: %d tokens, \"%s\" does not name \"%s\"", i, r->first_seen[0],
+                     r->why[0], bad[i].names);
         assert_int_equal(r->committed, 0);
     }
     must_be_idle(0);
