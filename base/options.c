@@ -38,6 +38,7 @@ static const struct {
 } sections[] = {{"common", TD_SEC_COMMON}, {"router", TD_SEC_ROUTER}, {"prefill", TD_SEC_PREFILL},
                 {"decode", TD_SEC_DECODE}, {"chat", TD_SEC_CHAT},     {"bench", TD_SEC_BENCH},
                 {"serve", TD_SEC_SERVE},
+                {"keys", TD_SEC_KEYS},
                 {"model", TD_SEC_MODEL}};
 
 extern char **environ;

@@ -20,6 +20,7 @@ enum td_section {
     TD_SEC_CHAT = 16,
     TD_SEC_BENCH = 32,
     TD_SEC_SERVE = 64,
+    TD_SEC_KEYS = 128,
     TD_SEC_MODEL = 256,
 };
 

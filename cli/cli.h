@@ -9,6 +9,7 @@ enum { TD_EXIT_OK = 0, TD_EXIT_FAILED = 1, TD_EXIT_USAGE = 2 };
 /* argv without the program and command names. */
 int td_cmd_serve(int argc, char **argv);
 int td_cmd_chat(int argc, char **argv);
+int td_cmd_keys(int argc, char **argv);
 int td_cmd_model(int argc, char **argv);
 int td_cmd_profile(int argc, char **argv);
 int td_cmd_config(int argc, char **argv);

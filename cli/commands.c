@@ -21,6 +21,8 @@ const td_command td_commands[] = {
      td_prefill_worker_main},
     {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE,
      td_decode_worker_main},
+    {"keys", "DIR", "make the keys of a cluster: links between processes and machines", TD_SEC_KEYS,
+     td_cmd_keys},
     {"model", "random CONFIG OUT", "write a random checkpoint of a config.json's shape", TD_SEC_MODEL,
      td_cmd_model},
     {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -129,6 +130,21 @@ static char *add_arg(char **args, int *n, const char *name, const char *value)
     return text;
 }
 
+/* The names that `tandem keys` gives: router, prefill-1, decode-1, ... */
+static void add_keys(serve *s, const child *c, char **args, int *n)
+{
+    static const char *const names[] = {"router", "prefill", "decode"};
+    const char *dir = td_opt_str(&s->opt, TD_OPT_ID_KEYS);
+    char path[PATH_MAX];
+    if (c->role == ROUTER)
+        snprintf(path, sizeof path, "%s/router.secret", dir);
+    else
+        snprintf(path, sizeof path, "%s/%s-%u.secret", dir, names[c->role], c->index + 1);
+    add_arg(args, n, "curve-secret", path);
+    snprintf(path, sizeof path, "%s/peers", dir);
+    add_arg(args, n, "curve-peers", path);
+}
+
 /* Every option that was set for `serve` and that the child takes goes on to it. */
 static int child_args(serve *s, const child *c, char **args)
 {
@@ -153,6 +169,8 @@ static int child_args(serve *s, const child *c, char **args)
     add_arg(args, &n, "control", endpoint(s, text, sizeof text, "control"));
     if (c->role == DECODE)
         add_arg(args, &n, "kv-listen", endpoint(s, text, sizeof text, c->name));
+    if (*td_opt_str(&s->opt, TD_OPT_ID_KEYS))
+        add_keys(s, c, args, &n);
     if (c->role != ROUTER) {
         add_arg(args, &n, "name", c->name);
         if (*c->cores)

@@ -25,7 +25,8 @@ static int open_mover(td_worker *w, td_err *err)
     const td_model_info *info = td_engine_info(w->engine);
     td_decode_mover_config mc = {
         .receive = {.endpoint = td_opt_str(&w->options, TD_OPT_ID_KV_LISTEN),
-                    .pool = td_engine_pool(w->engine)},
+                    .pool = td_engine_pool(w->engine),
+                    .link = w->link},
         .from_lane = w->lane_mover,
         .to_lane = w->mover_lane,
         .core = td_worker_first_core(w)};

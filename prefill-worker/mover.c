@@ -7,6 +7,7 @@
 
 #include "base/bug.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "prefill-worker/job.h"
 #include "proto/engine.pb-c.h"
 #include "worker/mover.h"
@@ -55,6 +56,7 @@ static void open_push(td_prefill_mover *m, td_prefill_job *j)
     td_push_ticket k = {.attempt = t->attempt,
                         .generation = t->generation,
                         .endpoint = endpoint,
+                        .kv_key = t->has_kv_key ? t->kv_key.data : NULL,
                         .credit_bytes = t->credit_bytes,
                         .deadline_us = j->push_deadline_us,
                         .user = j};
@@ -63,8 +65,10 @@ static void open_push(td_prefill_mover *m, td_prefill_job *j)
     td_list_add(&m->base.jobs, &j->base.mover_node);
     td_err err = {0};
     int r = td_push_begin(m->pusher, &k, td_now_us(), &j->push, &err);
-    if (r < 0)
+    if (r < 0) {
+        td_log(TD_LOG_WARN, "push_refused", "why=\"%s\"", err.text);
         end_push(m, j, td_code_from_errno(r), "endpoint");
+    }
 }
 
 static void add(td_prefill_mover *m, td_prefill_add *a)

@@ -23,7 +23,7 @@ typedef struct prefill {
 static int open_mover(td_worker *w, td_err *err)
 {
     const td_model_info *info = td_engine_info(w->engine);
-    td_prefill_mover_config mc = {.push = {.pool = td_engine_pool(w->engine)},
+    td_prefill_mover_config mc = {.push = {.pool = td_engine_pool(w->engine), .link = w->link},
                                   .from_lane = w->lane_mover,
                                   .to_lane = w->mover_lane,
                                   .core = td_worker_first_core(w)};

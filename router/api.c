@@ -180,6 +180,8 @@ static void get_metrics(td_edge *e, td_http_req *req, td_str tenant)
     td_gauge_set(e->connections, td_http_server_conns(e->http));
     td_counter_add(e->refused, td_http_server_refused(e->http) - td_counter_get(e->refused));
     td_metrics_write(e->cfg.metrics, &b);
+    if (e->cfg.link)
+        td_link_write_metrics(e->cfg.link, &b);
     td_metrics_write_process(&b);
     td_http_header h[] = {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"}};
     td_http_reply(req, 200, h, 1, b.data, b.len);

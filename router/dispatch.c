@@ -308,6 +308,8 @@ static int open_parts(td_dispatch *d, td_err *reterr_err)
         return td_err_set(reterr_err, -ENOMEM, "router: out of memory");
     td_rpc_config c = {
         .endpoint = d->config.control,
+        .link = d->config.link,
+        .door = TD_DOOR_CONTROL,
         .epoch = {0},
         .ping_ms = PING_MS,
         .dead_ms = DEAD_MS,

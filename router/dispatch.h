@@ -15,6 +15,7 @@
 #include "base/strbuf.h"
 #include "net/loop.h"
 #include "net/metrics.h"
+#include "rpc/link.h"
 
 typedef struct td_dispatch td_dispatch;
 typedef struct td_gen td_gen;
@@ -106,6 +107,7 @@ void td_gen_end_choice(td_gen *g, uint32_t choice);
 
 typedef struct td_dispatch_config {
     const char *control; /* endpoint to bind for workers */
+    td_link *link;       /* keys; NULL: none. Outlives the dispatch */
     uint32_t max_queue;
     uint8_t config_hash[32],
         tokenizer_hash[32]; /* own files: a worker that differs is refused, naming both */

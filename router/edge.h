@@ -22,6 +22,7 @@ typedef struct td_edge_config {
     td_text_pool *pool;
     td_metrics *metrics;
     const td_keys *keys; /* NULL: open (loopback only) */
+    const td_link *link; /* for /metrics */
     const uint8_t *prefix_secret;
     size_t prefix_secret_bytes;
     size_t max_body_bytes;

@@ -347,6 +347,15 @@ static void refuse(td_call *c, td_error error, const char *text)
     td_call_finish(c, &st);
 }
 
+/* Who proved a key is a tenant of his own. The copy outlives his session. */
+static int set_tenant(td_text_job *job, const char *name)
+{
+    size_t n = strlen(name);
+    const char *copy = td_arena_strndup(&job->arena, name, n);
+    job->ctx.tenant = (td_str){copy, copy ? n : 0};
+    return copy ? 0 : -ENOMEM;
+}
+
 static generate *generate_new(td_inference *inf, td_call *c, const Tandem__V1__GenerateRequest *m)
 {
     td_request_context ctx = {.card = inf->cfg.card,
@@ -363,6 +372,12 @@ static generate *generate_new(td_inference *inf, td_call *c, const Tandem__V1__G
     td_text_job *job =
         td_text_job_new(m->n_messages ? TD_API_CHAT : TD_API_COMPLETIONS, &ctx, (td_str){"", 0});
     if (!g || !job) {
+        free(g);
+        td_text_job_free(job);
+        return NULL;
+    }
+    const td_peer *peer = td_session_peer(td_call_session(c));
+    if (peer && set_tenant(job, peer->name) < 0) {
         free(g);
         td_text_job_free(job);
         return NULL;
@@ -477,6 +492,8 @@ int td_inference_open(td_loop *l, const td_inference_config *config, td_inferenc
     td_list_init(&inf->calls);
     td_codec_init(&inf->codec);
     td_rpc_config rc = {.endpoint = config->endpoint,
+                        .link = config->link,
+                        .door = TD_DOOR_CLIENT,
                         .max_message_bytes = MESSAGE_BYTES_MAX,
                         .ops = {.on_call = on_call},
                         .arg = inf};

@@ -10,11 +10,13 @@
 #include "router/card.h"
 #include "router/dispatch.h"
 #include "router/text_pool.h"
+#include "rpc/link.h"
 
 typedef struct td_inference td_inference;
 
 typedef struct td_inference_config {
-    const char *endpoint; /* loopback or ipc */
+    const char *endpoint;
+    td_link *link; /* keys; NULL: none, then loopback or ipc. Outlives the endpoint */
     const td_card *card;
     td_dispatch *dispatch;
     td_text_pool *pool;

@@ -2,6 +2,7 @@
 #include "router/router.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ typedef struct router {
     td_metrics *metrics;
     td_card *card;
     td_keys *keys;
+    td_link *link;
     td_text_pool *pool;
     td_dispatch *dispatch;
     td_edge *edge;
@@ -72,9 +74,38 @@ static int parse_hash(const char *hex, uint8_t out[32], td_err *reterr_err)
     return 0;
 }
 
+static void on_link_event(void *arg, const td_link_event *e)
+{
+    (void)arg;
+    td_log(e->is_error ? TD_LOG_WARN : TD_LOG_INFO, e->name, "%s", e->text);
+}
+
+/* SIGHUP: the allow-list has changed. */
+static void on_hangup(void *arg)
+{
+    td_err err = {0};
+    if (td_link_reload(((router *)arg)->link, &err) < 0)
+        td_log(TD_LOG_ERROR, "reload_failed", "error=\"%s\"", err.text);
+    else
+        td_log(TD_LOG_INFO, "reloaded", "what=curve-peers");
+}
+
+static int open_link(router *r, td_err *reterr_err)
+{
+    td_link_config c = {.secret = td_opt_str(r->opt, TD_OPT_ID_CURVE_SECRET),
+                        .peers = td_opt_str(r->opt, TD_OPT_ID_CURVE_PEERS),
+                        .self = TD_ROLE_ROUTER,
+                        .on_event = on_link_event};
+    int e = td_link_open(&c, &r->link, reterr_err);
+    if (e == 0 && (e = td_signal_add(r->loop, SIGHUP, on_hangup, r)) < 0)
+        td_err_set(reterr_err, e, "event loop: %s", td_errno_text(e));
+    return e;
+}
+
 static int open_dispatch(router *r, td_err *reterr_err)
 {
     td_dispatch_config c = {.control = td_opt_str(r->opt, TD_OPT_ID_CONTROL),
+                            .link = r->link,
                             .max_queue = (uint32_t)td_opt_int(r->opt, TD_OPT_ID_MAX_QUEUE),
                             .vocab_size = r->card->vocab_size,
                             .max_context = r->card->max_context,
@@ -103,6 +134,7 @@ static int open_edge(router *r, td_err *reterr_err)
                         .pool = r->pool,
                         .metrics = r->metrics,
                         .keys = r->keys,
+                        .link = r->link,
                         .prefix_secret = (const uint8_t *)r->secret,
                         .prefix_secret_bytes = r->secret_bytes,
                         .max_body_bytes = (size_t)td_opt_int(o, TD_OPT_ID_MAX_BODY),
@@ -122,6 +154,7 @@ static int open_inference(router *r, td_err *reterr_err)
     if (!*endpoint)
         return 0;
     td_inference_config c = {.endpoint = endpoint,
+                             .link = r->link,
                              .card = r->card,
                              .dispatch = r->dispatch,
                              .pool = r->pool,
@@ -141,6 +174,8 @@ static int open_all(router *r, td_err *reterr_err)
                          &r->card, reterr_err);
     if (e == 0 && *keys)
         e = td_keys_load(keys, &r->keys, reterr_err);
+    if (e == 0)
+        e = open_link(r, reterr_err);
     if (e == 0)
         e = load_secret(r, reterr_err);
     if (e == 0 && (e = td_metrics_new(&r->metrics)) < 0)
@@ -165,6 +200,7 @@ static void close_all(router *r)
     td_text_pool_free(r->pool);
     td_inference_close(r->inference);
     td_edge_close(r->edge);
+    td_link_close(r->link);
     td_service_free(r->service);
     td_card_free(r->card);
     td_keys_free(r->keys);
@@ -213,10 +249,11 @@ static void update_status(void *arg)
 
 static void announce(router *r)
 {
-    td_log(TD_LOG_INFO, "listening", "http=%s control=%s rpc=%s model=%s context=%u keys=%s",
-           td_edge_addr(r->edge), td_dispatch_endpoint(r->dispatch),
+    td_log(TD_LOG_INFO, "listening",
+           "http=%s control=%s rpc=%s model=%s context=%u keys=%s curve=%s", td_edge_addr(r->edge),
+           td_dispatch_endpoint(r->dispatch),
            r->inference ? td_inference_endpoint(r->inference) : "off", r->card->name,
-           r->card->max_context, r->keys ? "on" : "off");
+           r->card->max_context, r->keys ? "on" : "off", td_link_keys(r->link) ? "on" : "off");
     td_service_ready(r->service, "waiting for workers");
 }
 

@@ -47,8 +47,9 @@ static const struct {
 };
 
 static const char *const reasons[TD_DENIED_MAX] = {
-    [TD_DENIED_KEY] = "unknown_key",   [TD_DENIED_ROLE] = "wrong_role",
-    [TD_DENIED_NO_CURVE] = "no_curve", [TD_DENIED_HANDSHAKE] = "handshake",
+    [TD_DENIED_KEY] = "unknown_key",
+    [TD_DENIED_ROLE] = "wrong_role",
+    [TD_DENIED_HANDSHAKE] = "handshake",
     [TD_DENIED_REFUSED] = "refused",
 };
 
@@ -266,25 +267,21 @@ int td_link_decide(td_link *l, td_door door, const char *address, const void *ke
     return 0;
 }
 
-static void failed_at_door(td_link *l, td_door door, const char *endpoint, const char *address,
-                           int event, uint32_t value)
+static void failed_at_door(td_link *l, td_door door, const char *address, int event)
 {
     uint64_t silent = 0;
-    int no_curve = event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL &&
-                   value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
-    td_denied why = no_curve ? TD_DENIED_NO_CURVE : TD_DENIED_HANDSHAKE;
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) /* decided here, and counted then */
         return;
-    if (!tell(l, door, why, &silent))
+    if (!tell(l, door, TD_DENIED_HANDSHAKE, &silent))
         return;
-    const char *remedy = "a foreign program, or it dials with another server key than ours";
-    if (no_curve)
-        remedy = l->has_keys ? "it came without keys: give it curve-secret and curve-peers"
-                             : "it has keys and we have none: give us curve-secret and curve-peers";
-    say(l, "link_denied", no_curve,
-        "door=%s endpoint=%s latest_address=%s reason=%s before=%llu remedy=\"%s\"",
-        doors[door].name, endpoint, *address ? address : "unknown", reasons[why],
-        (unsigned long long)silent, remedy);
+    say(l, "link_denied", event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL,
+        "door=%s latest_address=%s reason=%s before=%llu remedy=\"%s\"", doors[door].name,
+        *address ? address : "unknown", reasons[TD_DENIED_HANDSHAKE], (unsigned long long)silent,
+        l->has_keys
+            ? "it has no keys (curve-secret, curve-peers), or dials with another server key "
+              "than ours, or is a foreign program"
+            : "it has keys and we have none (curve-secret, curve-peers), or is a foreign "
+              "program");
 }
 
 static void refused(td_link *l, td_door door, const char *endpoint, int event, uint32_t value)
@@ -311,7 +308,7 @@ static void refused(td_link *l, td_door door, const char *endpoint, int event, u
         snprintf(why, sizeof why, "the %s at %.120s broke the handshake off: %s", who, endpoint,
                  l->has_keys
                      ? "its key is not the one we know it by (curve-peers), or it just ended"
-                     : "it is none, or it just ended");
+                     : "it asks for keys (set curve-secret and curve-peers), or it just ended");
     say(l, "link_refused", 1, "door=%s why=\"%s\" before=%llu", doors[door].name, why,
         (unsigned long long)silent);
 }
@@ -322,7 +319,7 @@ void td_link_failed(td_link *l, td_door door, int dial, const char *endpoint, co
     if (dial)
         refused(l, door, endpoint, event, value);
     else
-        failed_at_door(l, door, endpoint, address, event, value);
+        failed_at_door(l, door, address, event);
 }
 
 uint64_t td_link_count(const td_link *l, td_door door, td_denied why)

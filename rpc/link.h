@@ -28,8 +28,8 @@ const char *td_door_name(td_door door);
 typedef enum td_denied {
     TD_DENIED_KEY,       /* binding side: a key that is not in the list */
     TD_DENIED_ROLE,      /* binding side: a key whose role this door does not admit */
-    TD_DENIED_NO_CURVE,  /* binding side: one side speaks CURVE, the other not */
-    TD_DENIED_HANDSHAKE, /* binding side: broken or not finished in time */
+    TD_DENIED_HANDSHAKE, /* binding side: no CURVE, another server key than ours, not finished in
+                          * time; whoever notices first hangs up, so these cannot be told apart */
     TD_DENIED_REFUSED,   /* dialling side: the other side would not have us */
     TD_DENIED_MAX
 } td_denied;

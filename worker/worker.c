@@ -2,6 +2,7 @@
 #include "worker/worker.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -43,6 +44,16 @@ static void on_drain(void *arg)
 static void on_stop(void *arg)
 {
     td_loop_stop(((td_worker *)arg)->loop);
+}
+
+/* SIGHUP: the allow-list has changed. */
+static void on_hangup(void *arg)
+{
+    td_err err = {0};
+    if (td_link_reload(((td_worker *)arg)->link, &err) < 0)
+        td_log(TD_LOG_ERROR, "reload_failed", "why=\"%s\"", err.text);
+    else
+        td_log(TD_LOG_INFO, "reloaded", "what=curve-peers");
 }
 
 /* An engine that has work and makes no step for long is stuck: withhold the watchdog ping. */
@@ -132,6 +143,7 @@ static void on_request(void *arg, td_http_req *req)
         update_metrics(w);
         td_metrics_write(w->metrics, &out);
         write_drops(w, &out);
+        td_link_write_metrics(w->link, &out);
         td_metrics_write_process(&out);
     } else if (strcmp(td_http_path(req), "/health") == 0) {
         status = w->desk->draining ? 503 : 200;
@@ -196,6 +208,25 @@ static int open_metrics(td_worker *w, td_err *err)
 }
 
 /* ---- start ---- */
+
+static void on_link_event(void *arg, const td_link_event *e)
+{
+    (void)arg;
+    td_log(e->is_error ? TD_LOG_WARN : TD_LOG_INFO, e->name, "%s", e->text);
+}
+
+static int open_link(td_worker *w, td_err *err)
+{
+    const td_options *o = &w->options;
+    td_link_config lc = {.secret = td_opt_str(o, TD_OPT_ID_CURVE_SECRET),
+                         .peers = td_opt_str(o, TD_OPT_ID_CURVE_PEERS),
+                         .self = w->kind->decode ? TD_ROLE_DECODE : TD_ROLE_PREFILL,
+                         .on_event = on_link_event};
+    int r = td_link_open(&lc, &w->link, err);
+    if (r == 0 && (r = td_signal_add(w->loop, SIGHUP, on_hangup, w)) < 0)
+        td_err_set(err, r, "loop: %s", td_errno_text(r));
+    return r;
+}
 
 static void on_progress(void *arg, const char *stage, double fraction)
 {
@@ -285,6 +316,8 @@ static int open_host(td_worker *w, td_err *err)
                              (uint32_t)TD_MIN((uint64_t)info->max_context,
                                               (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
                          .kv_endpoint = w->kind->kv_endpoint ? w->kind->kv_endpoint(w) : NULL};
+    if (w->kind->decode && td_link_keys(w->link))
+        hc.kv_key = td_link_keys(w->link)->public_key;
     int r = td_host_init(&w->host, &hc);
     if (r < 0)
         return td_err_set(err, r, "worker: out of memory");
@@ -312,6 +345,8 @@ static int open_rpc(td_worker *w, td_err *err)
     td_rpc_config c = {
         .endpoint = td_opt_str(&w->options, TD_OPT_ID_CONTROL),
         .dial = 1,
+        .link = w->link,
+        .door = TD_DOOR_CONTROL,
         .hello = w->host.hello,
         .ops = {.on_up = on_up, .on_down = on_down, .on_call = on_call, .get_load = get_load},
         .arg = w};
@@ -333,9 +368,10 @@ static int start(td_worker *w, td_err *err)
                            (uint64_t)td_opt_int(&w->options, TD_OPT_ID_DRAIN) * TD_S, &w->service);
     if (r < 0)
         return td_err_set(err, r, "loop: %s", td_errno_text(r));
-    if ((r = open_engine(w, err)) < 0 || (r = open_rings(w, err)) < 0 ||
-        (r = w->kind->open_mover(w, err)) < 0 || (r = open_host(w, err)) < 0 ||
-        (r = open_lane(w, err)) < 0 || (r = open_metrics(w, err)) < 0 || (r = open_rpc(w, err)) < 0)
+    if ((r = open_link(w, err)) < 0 || (r = open_engine(w, err)) < 0 ||
+        (r = open_rings(w, err)) < 0 || (r = w->kind->open_mover(w, err)) < 0 ||
+        (r = open_host(w, err)) < 0 || (r = open_lane(w, err)) < 0 ||
+        (r = open_metrics(w, err)) < 0 || (r = open_rpc(w, err)) < 0)
         return r;
     if (w->n_cores && (r = td_core_pin(w->cores[0])) < 0)
         return td_err_set(err, r, "--cores: cannot pin to core %d: %s", w->cores[0],
@@ -357,6 +393,7 @@ static void stop(td_worker *w)
     w->kind->close_mover(w);
     if (w->rpc)
         td_rpc_close(w->rpc);
+    td_link_close(w->link);
     td_io_del(w->lane_io);
     td_host_done(&w->host);
     td_ring_free(w->loop_lane);

@@ -3,8 +3,8 @@
  * connection to the router, metrics, readiness and an orderly end. What a kind of worker adds is in
  * td_worker_kind; it embeds td_worker as the first member of its own state.
  *
- * Order of a start: engine, rings, mover, HELLO, lane, metrics, router. An end goes the other way:
- * the lane ends every job first, then the mover, then the connection. Loop thread. */
+ * Order of a start: keys, engine, rings, mover, HELLO, lane, metrics, router. An end goes the other
+ * way: the lane ends every job first, then the mover, then the connection. Loop thread. */
 #ifndef TD_WORKER_WORKER_H
 #define TD_WORKER_WORKER_H
 
@@ -50,6 +50,7 @@ struct td_worker {
     td_ring *loop_lane, *lane_loop, *lane_mover, *mover_lane;
     int lane_open;
     td_host host;
+    td_link *link;
     td_rpc *rpc;
     td_io *lane_io;
     td_http_server *http;

@@ -3,6 +3,7 @@
 """Ask Tandem over its RPC and print the answer as it is made.
 
     tandem_client.py --endpoint ipc:///run/tandem/rpc.sock "Why is the sky blue?"
+    tandem_client.py --endpoint tcp://192.0.2.10:7071 --secret client-1.secret --server router.public "..."
 
 Needs Debian's python3-zmq, python3-protobuf and protobuf-compiler; the bindings are made from Tandem's own .proto files at
 start. The protocol: proto/README.md. Ctrl-C cancels the call on the server.
@@ -18,6 +19,7 @@ import tempfile
 import time
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HELLO, WELCOME, CALL, DATA, BATCH, CREDIT, CANCEL, STATUS, PING, PONG, GOAWAY = 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12
@@ -47,11 +49,19 @@ class RpcError(Exception):
 class Session:
     """One connection and its session; one call at a time. Every frame is [24-byte preamble][protobuf body]."""
 
-    def __init__(self, endpoint, rpc, timeout=10.0):
+    def __init__(self, endpoint, rpc, timeout=10.0, secret=None, server=None):
+        """secret: our secret key, server: the router's public key, both Z85 as `tandem keys` writes them; None: no keys."""
         self.rpc = rpc
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 200)  # the last CANCEL or GOAWAY goes out
         self.socket.setsockopt(zmq.MAXMSGSIZE, 17 << 20)
+        self.has_keys = bool(secret)
+        if secret:
+            self.socket.curve_secretkey = secret
+            self.socket.curve_publickey = zmq.curve_public(secret)
+            self.socket.curve_serverkey = server
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                                      zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         self.socket.connect(endpoint)
         self.number = 0           # from WELCOME
         self.next_stream = 2      # even ids are the dialling side's
@@ -70,8 +80,12 @@ class Session:
 
     def receive(self, timeout):
         """Next (type, stream, sequence, session, body), or None."""
-        if not self.socket.poll(max(0, int(timeout * 1000))):
-            return None
+        end = time.monotonic() + timeout
+        while not self.socket.poll(max(0, min(100, int(1000 * (end - time.monotonic()))))):
+            if not self.number and self.monitor.poll(0):
+                self.turned_away(recv_monitor_message(self.monitor)["event"])
+            if time.monotonic() >= end:
+                return None
         parts = self.socket.recv_multipart()
         if len(parts) != 2 or len(parts[0]) != 24:
             raise RpcError(13, "not a Tandem frame")
@@ -79,6 +93,14 @@ class Session:
         if magic != 0x4454 or major != 1:
             raise RpcError(13, "not a Tandem frame, or another major version")
         return kind, stream, sequence, session, parts[1]
+
+    def turned_away(self, event):
+        """libzmq does not try again after the first two, and nothing else would tell us."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise RpcError(16, "the router refused our key: is it a client in its curve-peers?")
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or not self.has_keys:
+            raise RpcError(16, "one side has keys and the other not (--secret, --server)")
+        raise RpcError(16, "the router broke the handshake off: is --server its key?")
 
     def hello(self, timeout):
         self.send(HELLO, self.rpc.Hello(major=1, minor=0, role=self.rpc.ROLE_CLIENT, epoch=secrets.token_bytes(16),
@@ -99,6 +121,7 @@ class Session:
 
     def close(self):
         self.send(GOAWAY, self.rpc.Goaway(drain_ms=0, reason=b"the client is done"))
+        self.socket.disable_monitor()
         self.socket.close()
 
     def upkeep(self):
@@ -188,9 +211,16 @@ class Session:
                 return
 
 
+def key_of(path):
+    """The key is the last word of what `tandem keys` writes: NAME.secret, NAME.public."""
+    return pathlib.Path(path).read_text().split()[-1].encode() if path else None
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--endpoint", default="ipc:///run/tandem/rpc.sock", help="the router's --rpc-listen")
+    p.add_argument("--secret", metavar="FILE", help="our secret key, NAME.secret of tandem keys")
+    p.add_argument("--server", metavar="FILE", help="the router's public key, router.public of tandem keys")
     p.add_argument("--timeout", type=float, default=60.0, metavar="S", help="deadline of the whole call")
     p.add_argument("--max-tokens", type=int)
     p.add_argument("--temperature", type=float)
@@ -198,6 +228,8 @@ def main():
     p.add_argument("--no-thinking", action="store_true")
     p.add_argument("prompt")
     a = p.parse_args()
+    if bool(a.secret) != bool(a.server):
+        p.error("--secret and --server go together")
     rpc, inference = bindings()
     request = inference.GenerateRequest(messages=[inference.ChatMessage(role="user", content=a.prompt)])
     for name in ("max_tokens", "temperature", "seed"):
@@ -205,7 +237,7 @@ def main():
             setattr(request, name, getattr(a, name))
     request.thinking = not a.no_thinking
     try:
-        session = Session(a.endpoint, rpc, min(a.timeout, 10))
+        session = Session(a.endpoint, rpc, min(a.timeout, 10), key_of(a.secret), key_of(a.server))
         for message in session.call("tandem.v1.Inference/Generate", request, a.timeout):
             reply = inference.GenerateReply.FromString(message)
             if reply.reasoning:

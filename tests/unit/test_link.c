@@ -417,7 +417,7 @@ static void test_wrong_door(void **state)
 
 static void test_without_keys(void **state)
 {
-    turned_away(-1, TD_ROLE_PREFILL, NULL, TD_DOOR_CONTROL, TD_DENIED_NO_CURVE, "reason=no_curve",
+    turned_away(-1, TD_ROLE_PREFILL, NULL, TD_DOOR_CONTROL, TD_DENIED_HANDSHAKE, "reason=handshake",
                 "asks for keys");
 }
 
@@ -442,7 +442,7 @@ static void test_server_without_keys(void **state)
     open_side(&w, &w.door, 0, TD_DOOR_CONTROL);
     open_side(&w, &w.guest, 1, TD_DOOR_CONTROL);
     until_count(&w, w.guest.link, TD_DOOR_CONTROL, TD_DENIED_REFUSED);
-    until_count(&w, w.door.link, TD_DOOR_CONTROL, TD_DENIED_NO_CURVE);
+    until_count(&w, w.door.link, TD_DOOR_CONTROL, TD_DENIED_HANDSHAKE);
     assert_int_equal(w.door.n_up + w.guest.n_up, 0);
     world_done(&w);
 }
