@@ -21,6 +21,10 @@ enum { ENDED_MAX = 1024, TURN_MESSAGES = 64, SCRATCH_BYTES = 12 << 20 };
 typedef struct grant {
     td_list node; /* open, or ended (oldest first) */
     td_ticket_in t;
+    /* who sent the last frame that was taken, and as what: it is told when the ticket ends */
+    td_bulk_peer from;
+    td_ticket_key as_sent;
+    int has_from;
     void *user;
     /* NULL once ended: what is left is a tombstone that answers repeated commits */
     td_block *blocks;
@@ -227,12 +231,25 @@ static void act(td_receive *r, grant *g, const td_in_actions *a, const td_wire_c
         grant_ended(r, g);
 }
 
+/* An end that no frame brought about: its sender would find out by silence. */
+static void act_end(td_receive *r, grant *g, const td_in_actions *a)
+{
+    if (a->ack && g->has_from)
+        ack_ticket(r, &g->from, &g->as_sent, &g->t);
+    act(r, g, a, NULL);
+}
+
 static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_wire_commit *c,
                       const td_bulk_peer *peer, const td_ticket_key *as_sent)
 {
     count(r, a->drop);
     if (a->ack)
         ack_ticket(r, peer, as_sent, &g->t);
+    if (!a->drop) {
+        g->from = *peer;
+        g->as_sent = *as_sent;
+        g->has_from = 1;
+    }
     act(r, g, a, c);
 }
 
@@ -382,7 +399,7 @@ static void expire(td_receive *r, uint64_t now_us)
         grant *g = TD_LIST_ENTRY(l, grant, node);
         td_in_actions a;
         td_ticket_in_step(&g->t, &e, now_us, &a);
-        act(r, g, &a, NULL);
+        act_end(r, g, &a);
     }
 }
 
@@ -423,7 +440,7 @@ void td_receive_cancel(td_receive *r, const uint8_t ticket[16], uint32_t code, u
     td_in_event e = {.kind = TD_IN_CANCEL, .code = code};
     td_in_actions a;
     td_ticket_in_step(&g->t, &e, now_us, &a);
-    act(r, g, &a, NULL);
+    act_end(r, g, &a);
 }
 
 void td_receive_close(td_receive *r)

@@ -128,8 +128,11 @@ static td_seq *make_seq(int which, const uint32_t *ids, size_t n, size_t reserve
 static uint32_t step(int which, td_seq *s, uint32_t n, float *logits)
 {
     td_sample sample;
-    td_step_item item = {
-        .seq = s, .n_tokens = n, .n_samples = 1, .want_logits = 1, .ret_logits = logits};
+    td_step_item item = {.seq = s,
+                         .n_tokens = n,
+                         .n_samples = 1,
+                         .want_logits = logits != NULL,
+                         .ret_logits = logits};
     assert_int_equal(td_engine_step(engine[which], &item, 1, &sample), 0);
     return sample.id;
 }
@@ -255,6 +258,65 @@ static void test_logits_over_tcp(void **state)
 {
     (void)state;
     through("tcp://127.0.0.1:0", 0);
+}
+
+/* A ticket that ends at the decode worker while blocks are on their way: the prefill worker hears
+ * of it at once, with the reason, instead of finding out by seconds of silence. */
+static void told(int cancel, uint32_t code)
+{
+    uint32_t ids[N_PROMPT] = {0};
+    char endpoint[128];
+    end e;
+    snprintf(endpoint, sizeof endpoint, "ipc://%s/kv.sock", dir);
+    end_open(&e, endpoint);
+    td_seq *a = make_seq(0, ids, N_PROMPT, N_PROMPT), *b = make_seq(1, ids, N_PROMPT, N_PROMPT);
+    step(0, a, N_PROMPT, NULL);
+    td_receive_block blocks[BLOCKS];
+    td_in_first f;
+    td_receive_grant g;
+    uint8_t ticket[16];
+    td_random_bytes(ticket, 16);
+    make_grant(b, N_PROMPT, ticket, blocks, &f, &g);
+    assert_int_equal(td_receive_grant_add(e.receive, &g, td_now_us()), 0);
+    td_push_ticket k = {.attempt = 1,
+                        .generation = 3,
+                        .endpoint = td_receive_endpoint(e.receive),
+                        .credit_bytes = g.credit_bytes,
+                        .deadline_us = td_now_us() + 100 * TD_S};
+    memcpy(k.id, ticket, 16);
+    memset(k.decode_epoch, 0xdd, 16);
+    td_push *push;
+    td_err err = {0};
+    if (td_push_begin(e.pusher, &k, td_now_us(), &push, &err) < 0)
+        fail_msg("%s", err.text);
+    size_t n;
+    td_push_block p = {.block = td_seq_blocks(a, &n)[0], .rows = 64, .has_chain = 1};
+    memcpy(p.chain, blocks[0].expect.chain, 16);
+    assert_int_equal(td_push_add(push, &p, 1, td_now_us()), 0);
+    for (int i = 0; i < 2000 && !atomic_load(&td_receive_get_stats(e.receive)->segments); i++)
+        turn(&e);
+    assert_int_equal(e.done, 0); /* the next blocks are not computed yet */
+    if (cancel)
+        td_receive_cancel(e.receive, ticket, code, td_now_us());
+    else
+        td_receive_run(e.receive, g.deadline_us);
+    assert_int_equal(e.released, 1);
+    for (uint64_t until = td_now_us() + TD_S; !e.done && td_now_us() < until;)
+        turn(&e);
+    assert_int_equal(e.done, 1);
+    assert_int_equal(e.push_code, code);
+    td_seq_free(a);
+    td_seq_free(b);
+    end_close(&e);
+    td_kv_flush(td_engine_pool(engine[0]));
+}
+
+static void test_end_is_told(void **state)
+{
+    (void)state;
+    told(1, TD_CANCELLED);
+    told(1, TD_UNAVAILABLE);
+    told(0, TD_DEADLINE_EXCEEDED);
 }
 
 /* ---- a sender that can lie ---- */
@@ -730,7 +792,7 @@ int main(void)
         cmocka_unit_test(test_stale_names),       cmocka_unit_test(test_other_model_profile_layout),
         cmocka_unit_test(test_lying_geometry),    cmocka_unit_test(test_expired),
         cmocka_unit_test(test_cut_frames),        cmocka_unit_test(test_silent_peer),
-        cmocka_unit_test(test_refused_endpoints),
+        cmocka_unit_test(test_refused_endpoints), cmocka_unit_test(test_end_is_told),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
