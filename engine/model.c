@@ -32,8 +32,13 @@ static uint32_t granted_cores(void)
 static int take_options(td_model *m, const td_model_options *o, td_err *err)
 {
     m->backend = td_backend_get(o->isa);
+    if (!m->backend && td_backend_known(o->isa))
+        return td_err_set(err, -ENOTSUP, "--isa %s: this processor cannot run it; use auto",
+                          o->isa);
     if (!m->backend)
-        return td_err_set(err, -EINVAL, "--isa %s is not known; use auto or ref", o->isa);
+        return td_err_set(err, -EINVAL,
+                          "--isa %s is not known; use auto, ref, avx2, avx512 or avx512bf16vnni",
+                          o->isa);
     if (o->n_ranks > 1 || o->rank > 0)
         return td_err_set(err, -ENOTSUP,
                           "rank %u of %u: tensor parallelism is not supported yet; use n_ranks = 1",

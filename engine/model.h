@@ -34,7 +34,7 @@ typedef struct td_kv_layout {
 typedef struct td_model td_model;
 
 typedef struct td_model_options {
-    const char *isa;         /* "auto" or "ref" */
+    const char *isa;         /* a word of td_backend_get */
     td_dtype act, kv, index; /* TD_F32 or TD_BF16 */
     uint32_t n_threads; /* engine threads incl. the caller of step; 0 = one per core in the list, or
                            per granted core */

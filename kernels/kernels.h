@@ -276,8 +276,11 @@ static inline size_t td_moe_act_elems(uint32_t n_rows, uint32_t top_k, uint32_t 
     return (size_t)n_rows * ((size_t)top_k * inner + shared_inner);
 }
 
-/* Backend for an --isa word ("auto": best that this machine has; "ref"). NULL: unknown. */
+/* Backend for an --isa word: "auto" (or NULL) is the best that this machine has; "ref", "avx2",
+ * "avx512", "avx512bf16vnni". NULL: unknown, or this machine lacks it. */
 const td_backend *td_backend_get(const char *isa);
+/* Is there a backend of that name, whether or not this machine can run it? */
+int td_backend_known(const char *isa);
 extern const td_backend td_backend_ref;
 
 #endif

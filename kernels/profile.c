@@ -49,11 +49,6 @@ const char *td_weight_format_name(td_weight_format f)
     return (unsigned)f < TD_WEIGHT_FORMATS ? names[f] : "?";
 }
 
-const td_backend *td_backend_get(const char *isa)
-{
-    return !isa || strcmp(isa, "auto") == 0 || strcmp(isa, "ref") == 0 ? &td_backend_ref : NULL;
-}
-
 /* weights.experts=mxfp4; several formats in one class are joined: bf16+mxfp4. */
 static void add_weights(td_strbuf *b, const uint32_t *formats)
 {

@@ -16,6 +16,7 @@
 
 #include "base/rand.h"
 #include "engine/engine.h"
+#include "kernels/kernels.h"
 
 typedef struct test_engine {
     td_model *model;
@@ -23,9 +24,22 @@ typedef struct test_engine {
     const td_model_info *info;
 } test_engine;
 
+/* What tests walk; a processor may lack some. */
+static const char *const test_isas[] = {"ref", "avx2", "avx512", "avx512bf16vnni"};
+enum { TEST_ISAS = 4 };
+
+/* Does this machine run it? What it lacks is named, so that a test that saw less shows it. */
+static inline int test_has_isa(const char *isa)
+{
+    int has = td_backend_get(isa) != NULL;
+    if (!has)
+        printf("skipped: this processor has no %s\n", isa);
+    return has;
+}
+
 typedef struct test_setup {
-    const char *dir;
-    td_dtype type; /* act, kv and index */
+    const char *dir, *isa; /* NULL: auto */
+    td_dtype type;         /* act, kv and index */
     uint32_t threads, max_rows, max_seqs, n_blocks;
 } test_setup;
 
@@ -33,7 +47,7 @@ static inline test_engine test_open(test_setup s)
 {
     test_engine t = {0};
     td_err err = {0};
-    td_model_options o = {.isa = "ref",
+    td_model_options o = {.isa = s.isa ? s.isa : "auto",
                           .act = s.type,
                           .kv = s.type,
                           .index = s.type,

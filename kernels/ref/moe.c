@@ -77,7 +77,7 @@ static float limit_groups(const td_route *a, float *biased)
     return margin;
 }
 
-static void choose(const td_route *a, uint32_t t)
+void td_ref_choose(const td_route *a, uint32_t t)
 {
     float biased[EXPERTS_MAX];
     const float *s = a->scores + (size_t)t * a->n_experts;
@@ -107,7 +107,7 @@ static void route_item(void *arg, uint32_t t, uint32_t thread)
         for (uint32_t l = 0; l < LANES && p * LANES + l < a->n_experts; l++)
             s[p * LANES + l] = td_sigmoid(y[l]);
     }
-    choose(a, t);
+    td_ref_choose(a, t);
 }
 
 void td_ref_route(td_queue *q, const td_step *s, const td_route *a)

@@ -25,13 +25,19 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+void td_ref_queue_done(td_queue *q)
+{
+    td_pool_close(q->pool);
+    free(q->thread_scratch);
+    free(q->scores);
+    *q = (td_queue){0};
+}
+
 static void ref_close(td_queue *q)
 {
     if (!q)
         return;
-    td_pool_close(q->pool);
-    free(q->thread_scratch);
-    free(q->scores);
+    td_ref_queue_done(q);
     free(q);
 }
 
@@ -44,12 +50,9 @@ static size_t thread_floats(const td_backend_options *o)
     return (n + 63) / 16 * 16;
 }
 
-static int ref_open(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err)
+int td_ref_queue_init(td_queue *q, const td_backend_options *options, td_err *reterr_err)
 {
-    td_queue *q = zeroed(sizeof *q);
-    if (!q)
-        return td_err_set(reterr_err, -ENOMEM, "out of memory for the kernel queue");
-    q->o = *options;
+    *q = (td_queue){.o = *options};
     q->thread_floats = thread_floats(options);
     q->score_floats = max_size(options->max_context, 1u << 18);
     q->thread_scratch = zeroed(options->n_threads * q->thread_floats * sizeof(float));
@@ -58,30 +61,43 @@ static int ref_open(const td_backend_options *options, td_queue **ret_queue, td_
                 ? td_pool_open(options->n_threads, options->cores, options->n_cores, &q->pool)
                 : -ENOMEM;
     if (r < 0) {
-        ref_close(q);
+        td_ref_queue_done(q);
         return td_err_set(reterr_err, r, "kernel threads: %s; lower --threads or free memory",
                           td_errno_text(r));
+    }
+    return 0;
+}
+
+static int ref_open(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err)
+{
+    td_queue *q = zeroed(sizeof *q);
+    if (!q)
+        return td_err_set(reterr_err, -ENOMEM, "out of memory for the kernel queue");
+    int r = td_ref_queue_init(q, options, reterr_err);
+    if (r < 0) {
+        free(q);
+        return r;
     }
     *ret_queue = q;
     return 0;
 }
 
-static int ref_finish(td_queue *q)
+int td_ref_finish(td_queue *q)
 {
     return atomic_exchange(&q->error, 0);
 }
 
-static void *ref_mem_alloc(td_queue *q, size_t bytes)
+void *td_ref_mem_alloc(td_queue *q, size_t bytes)
 {
     return zeroed(bytes);
 }
 
-static void ref_mem_free(td_queue *q, void *p)
+void td_ref_mem_free(td_queue *q, void *p)
 {
     free(p);
 }
 
-static void ref_copy(td_queue *q, void *dst, const void *src, size_t bytes)
+void td_ref_copy(td_queue *q, void *dst, const void *src, size_t bytes)
 {
     memcpy(dst, src, bytes);
 }
@@ -141,8 +157,8 @@ static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n,
     return 0;
 }
 
-/* Row n of the slab, K values. */
-static void decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims, float *dst)
+void td_ref_decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims,
+                       size_t stride, float *dst)
 {
     const uint8_t *row = (const uint8_t *)s->base + at;
     if (s->dtype == TD_U8) {
@@ -151,7 +167,7 @@ static void decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k
         for (uint32_t g = 0; g < k_dims / TD_MX_GROUP; g++) {
             td_mx_decode(row + (size_t)g * (TD_MX_GROUP / 2), scales[g], x);
             for (uint32_t i = 0; i < TD_MX_GROUP; i++)
-                dst[((size_t)g * TD_MX_GROUP + i) * LANES] = x[i];
+                dst[((size_t)g * TD_MX_GROUP + i) * stride] = x[i];
         }
         return;
     }
@@ -161,7 +177,7 @@ static void decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k
     for (uint32_t k = 0; k < k_dims; k++) {
         float scale;
         memcpy(&scale, scales + (size_t)(k / TD_FP8_BLOCK) * sizeof scale, sizeof scale);
-        dst[(size_t)k * LANES] = td_e4m3_to_f32(row[k]) * scale;
+        dst[(size_t)k * stride] = td_e4m3_to_f32(row[k]) * scale;
     }
 }
 
@@ -175,7 +191,7 @@ static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n
         float *dst = w->data + ((size_t)slab * w->n_panels + n / LANES) * w->k * LANES + n % LANES;
         size_t at = slab * src->slab_stride + (n - n0) * src->n_stride;
         if (quantised) {
-            decode_row(src, at, n, w->k, dst);
+            td_ref_decode_row(src, at, n, w->k, LANES, dst);
             continue;
         }
         for (uint32_t k = 0; k < w->k; k++)
@@ -222,10 +238,10 @@ const td_backend td_backend_ref = {
     .isa = "ref",
     .open = ref_open,
     .close = ref_close,
-    .finish = ref_finish,
-    .mem_alloc = ref_mem_alloc,
-    .mem_free = ref_mem_free,
-    .copy = ref_copy,
+    .finish = td_ref_finish,
+    .mem_alloc = td_ref_mem_alloc,
+    .mem_free = td_ref_mem_free,
+    .copy = td_ref_copy,
     .weight_new = ref_weight_new,
     .weight_fill = ref_weight_fill,
     .vector_new = ref_vector_new,

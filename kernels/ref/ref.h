@@ -74,6 +74,9 @@ static inline float ref_round(td_dtype t, float f)
 }
 
 float td_ref_f16_to_f32(uint16_t h);
+/* Row n of a quantised slab whose bytes begin at s->base + at: k values, stride apart. */
+void td_ref_decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims,
+                       size_t stride, float *dst);
 
 /* Fixed tree over 16 lane sums: vectors pairwise, then lanes pairwise. */
 static inline float ref_join(const v4 s[4])
@@ -153,6 +156,17 @@ static inline uint32_t ref_grain(const td_queue *q, uint32_t n)
     uint32_t g = (n + parts - 1) / parts;
     return g ? g : 1;
 }
+
+/* Life and memory, shared by backends whose queue begins with a td_queue. init: on failure nothing
+ * is kept. */
+int td_ref_queue_init(td_queue *q, const td_backend_options *options, td_err *reterr_err);
+void td_ref_queue_done(td_queue *q);
+int td_ref_finish(td_queue *q);
+void *td_ref_mem_alloc(td_queue *q, size_t bytes);
+void td_ref_mem_free(td_queue *q, void *p);
+void td_ref_copy(td_queue *q, void *dst, const void *src, size_t bytes);
+/* Experts, weights and margin of row t, whose scores are there. */
+void td_ref_choose(const td_route *a, uint32_t t);
 
 void td_ref_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x);
 void td_ref_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,

@@ -224,7 +224,7 @@ static void check_prompt(const char *name, json_t *doc, td_st *st, int i, const 
     assert_true(g.injections <= (uint32_t)allowed);
 }
 
-static void check_golden(const char *name, const tolerance *tol)
+static void check_golden(const char *name, const char *isa, const tolerance *tol)
 {
     char path[1024];
     td_err err = {0};
@@ -248,6 +248,7 @@ static void check_golden(const char *name, const tolerance *tol)
     int norm = !json_is_false(json_object_get(config, "norm_topk_prob"));
     path[strlen(path) - strlen("/config.json")] = 0;
     test_engine t = test_open((test_setup){.dir = path,
+                                           .isa = isa,
                                            .type = tol->type,
                                            .threads = 1,
                                            .max_rows = MAX_ROWS,
@@ -267,8 +268,11 @@ static int by_name(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-static void check_all(const tolerance *tol)
+static void check_all(const char *isa, const tolerance *tol)
 {
+    if (!test_has_isa(isa))
+        return;
+    printf(" %s\n", isa);
     char names[64][NAME];
     size_t n = 0;
     DIR *d = opendir(TD_SOURCE_DIR "/tests/goldens");
@@ -284,17 +288,19 @@ static void check_all(const tolerance *tol)
     assert_true(n >= 5);
     qsort(names, n, NAME, by_name);
     for (size_t i = 0; i < n; i++)
-        check_golden(names[i], tol);
+        check_golden(names[i], isa, tol);
 }
 
 static void goldens_in_f32(void **state)
 {
-    check_all(&f32);
+    for (int i = 0; i < TEST_ISAS; i++)
+        check_all(test_isas[i], &f32);
 }
 
 static void goldens_in_bf16(void **state)
 {
-    check_all(&bf16);
+    for (int i = 0; i < TEST_ISAS; i++)
+        check_all(test_isas[i], &bf16);
 }
 
 int main(void)

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,6 +81,25 @@ static inline void check_guards(void)
     n_bufs = 0;
 }
 
+/* Who is under test; the kernel tests run once for each that this machine has. */
+static const td_backend *under = &td_backend_ref;
+static const char *const all_isas[] = {"ref", "avx2", "avx512", "avx512bf16vnni"};
+enum { ISAS = 4 };
+
+/* Run the group for every instruction set that this machine has; what it lacks is named. */
+#define RUN_FOR_EVERY_ISA(tests)                                                                   \
+    do {                                                                                           \
+        int failed_ = 0;                                                                           \
+        for (int i_ = 0; i_ < ISAS; i_++) {                                                        \
+            under = td_backend_get(all_isas[i_]);                                                  \
+            if (under)                                                                             \
+                failed_ += cmocka_run_group_tests_name(all_isas[i_], tests, NULL, NULL);           \
+            else                                                                                   \
+                printf("skipped: this processor has no %s\n", all_isas[i_]);                       \
+        }                                                                                          \
+        return failed_;                                                                            \
+    } while (0)
+
 static inline td_queue *open_queue(td_dtype act, uint32_t threads)
 {
     td_queue *q = NULL;
@@ -91,27 +111,43 @@ static inline td_queue *open_queue(td_dtype act, uint32_t threads)
                             .max_heads = 16,
                             .max_row_elems = 256,
                             .max_round_k = 256};
-    if (td_backend_ref.open(&o, &q, &err) < 0)
+    if (under->open(&o, &q, &err) < 0)
         fail_msg("%s", err.text);
     return q;
 }
 
-static inline td_tensor *weight(const float *w, uint32_t slabs, uint32_t n, uint32_t k)
+/* A BF16 matrix keeps only values that are exact in it. */
+static inline td_tensor *weight_as(td_weight_format format, const float *w, uint32_t slabs,
+                                   uint32_t n, uint32_t k)
 {
     td_tensor *t = NULL;
-    td_weight_src src = {
-        .dtype = TD_F32, .base = w, .slab_stride = (size_t)n * k, .n_stride = k, .k_stride = 1};
-    assert_int_equal(td_backend_ref.weight_new(TD_W_F32, slabs, n, k, &t), 0);
+    size_t all = (size_t)slabs * n * k;
+    uint16_t *half = malloc(all * sizeof *half);
+    assert_non_null(half);
+    for (size_t i = 0; i < all; i++)
+        memcpy(&half[i], (const char *)&w[i] + 2, 2);
+    td_weight_src src = {.dtype = format == TD_W_BF16 ? TD_BF16 : TD_F32,
+                         .base = format == TD_W_BF16 ? (const void *)half : w,
+                         .slab_stride = (size_t)n * k,
+                         .n_stride = k,
+                         .k_stride = 1};
+    assert_int_equal(under->weight_new(format, slabs, n, k, &t), 0);
     for (uint32_t s = 0; s < slabs; s++)
-        td_backend_ref.weight_fill(t, s, 0, n, &src);
+        under->weight_fill(t, s, 0, n, &src);
+    free(half);
     return t;
+}
+
+static inline td_tensor *weight(const float *w, uint32_t slabs, uint32_t n, uint32_t k)
+{
+    return weight_as(TD_W_F32, w, slabs, n, k);
 }
 
 static inline td_tensor *vector(const float *w, uint32_t n)
 {
     td_tensor *t = NULL;
     td_weight_src src = {.dtype = TD_F32, .base = w, .n_stride = 1};
-    assert_int_equal(td_backend_ref.vector_new(n, &src, &t), 0);
+    assert_int_equal(under->vector_new(n, &src, &t), 0);
     return t;
 }
 

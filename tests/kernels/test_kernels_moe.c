@@ -4,8 +4,6 @@
  * see each other. */
 #include "tests/kernels/kernels_util.h"
 
-static const td_backend *const be = &td_backend_ref;
-
 enum { D = 40, E = 12, K = 3, I = 64, IS = 128 };
 
 typedef struct ranked {
@@ -43,7 +41,7 @@ static void route_case(uint32_t groups, uint32_t kept, int norm)
                   .experts = experts,
                   .weights = weights,
                   .margin = margin};
-    be->route(q, &st, &a);
+    under->route(q, &st, &a);
     for (uint32_t t = 0; t < T; t++) {
         ranked g[E], e[E];
         double s[E], sum = 0;
@@ -77,9 +75,9 @@ static void route_case(uint32_t groups, uint32_t kept, int norm)
                  "weight", i);
         assert_true(margin[t] >= 0.0f);
     }
-    be->weight_free(tw);
-    be->weight_free(tb);
-    be->close(q);
+    under->weight_free(tw);
+    under->weight_free(tb);
+    under->close(q);
     check_guards();
 }
 
@@ -110,12 +108,12 @@ static void ties_go_to_the_lower_id(void **state)
                   .scores = scores,
                   .experts = experts,
                   .weights = weights};
-    be->route(q, &st, &a);
+    under->route(q, &st, &a);
     for (uint32_t i = 0; i < K; i++)
         assert_int_equal(experts[i], i);
-    be->weight_free(tw);
-    be->weight_free(tb);
-    be->close(q);
+    under->weight_free(tw);
+    under->weight_free(tb);
+    under->close(q);
 }
 
 static double mlp(const float *a, const float *gate, const float *up, const float *down,
@@ -170,8 +168,8 @@ static void experts_match_float64(void **state)
                         .slices = SLICES,
                         .act = act,
                         .partial = partial};
-            be->moe(q, &st, &m);
-            be->reduce_slices(q, &st, partial, SLICES, D, out);
+            under->moe(q, &st, &m);
+            under->reduce_slices(q, &st, partial, SLICES, D, out);
             for (uint32_t t = 0; t < t_max; t++)
                 for (uint32_t d = 0; d < D; d++) {
                     double want = mlp(a + t * D, sg, su, sd, IS, d);
@@ -186,10 +184,10 @@ static void experts_match_float64(void **state)
             float *alone = floats((size_t)SLICES * D), *first = floats(D);
             st.n_rows = 1;
             m.partial = alone;
-            be->moe(q, &st, &m);
-            be->reduce_slices(q, &st, alone, SLICES, D, first);
+            under->moe(q, &st, &m);
+            under->reduce_slices(q, &st, alone, SLICES, D, first);
             assert_memory_equal(first, out, D * sizeof *first);
-            be->close(q);
+            under->close(q);
             while (n_bufs > 6) { /* the weights stay */
                 guarded *g = &bufs[--n_bufs];
                 for (size_t i = 0; i < GUARD; i++)
@@ -201,7 +199,7 @@ static void experts_match_float64(void **state)
         }
     td_tensor *all[] = {tg, tu, td, xg, xu, xd};
     for (size_t i = 0; i < 6; i++)
-        be->weight_free(all[i]);
+        under->weight_free(all[i]);
     check_guards();
 }
 
@@ -212,5 +210,5 @@ int main(void)
         cmocka_unit_test(ties_go_to_the_lower_id),
         cmocka_unit_test(experts_match_float64),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    RUN_FOR_EVERY_ISA(tests);
 }

@@ -30,9 +30,12 @@ static int all(void)
     return e && e[0] == '1';
 }
 
+static const char *isa = "auto";
+
 static test_engine open_model(const char *dir, td_dtype type, uint32_t threads)
 {
     return test_open((test_setup){.dir = dir,
+                                  .isa = isa,
                                   .type = type,
                                   .threads = threads,
                                   .max_rows = ROWS,
@@ -89,11 +92,11 @@ static void assert_same(const trace *want, const trace *got, const char *axis, u
 typedef void (*axis_fn)(const char *dir, td_dtype type, test_engine *t, const trace *base);
 
 /* Base traces of every length, then one axis. */
-static void with_base(axis_fn fn)
+static void with_models(axis_fn fn, int few)
 {
     for (size_t m = 0; m < sizeof models / sizeof *models; m++)
         for (td_dtype type = TD_F32; type <= TD_BF16; type++) {
-            if (type == TD_F32 && m && !all())
+            if (type == TD_F32 && (m || few) && !all())
                 continue;
             test_engine t = open_model(models[m], type, 1);
             trace base[sizeof lengths / sizeof *lengths];
@@ -102,6 +105,20 @@ static void with_base(axis_fn fn)
             fn(models[m], type, &t, base);
             test_close(&t);
         }
+}
+
+/* The best kernels of this machine, then AVX2 as a smaller machine would run them; TD_ALL=1: each.
+ */
+static void with_base(axis_fn fn)
+{
+    const char *best = td_backend_get("auto")->isa;
+    isa = best;
+    with_models(fn, 0);
+    for (int i = 0; i < TEST_ISAS; i++) {
+        isa = test_isas[i];
+        if (strcmp(isa, best) != 0 && (all() || strcmp(isa, "avx2") == 0) && test_has_isa(isa))
+            with_models(fn, 1);
+    }
 }
 
 #define FOR_LENGTHS(i) for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)

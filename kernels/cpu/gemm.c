@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Matrix products: rows are laid side by side for the register tiles once an op, then panels are
+ * handed out to threads in pieces. One row, few rows and many rows differ only in the tile: the
+ * tree of an output is the K plan's. */
+#include <emmintrin.h>
+#include <errno.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/math.h"
+
+#include "base/banned.h"
+
+cpu_path td_cpu_path(const cpu_queue *c, const td_tensor *w, int operand_is_act)
+{
+    if (cpu_tensor_of(w)->format == TD_W_F32)
+        return CPU_F32;
+    return c->kernels->dot_bf16 && operand_is_act && c->q.o.act == TD_BF16 ? CPU_BF16
+                                                                           : CPU_BF16_F32;
+}
+
+cpu_rows td_cpu_rows(const cpu_queue *c, const uint32_t *words, uint32_t n, uint32_t steps)
+{
+    uint32_t most = c->kernels->rows;
+    return (cpu_rows){words, n, (n + most - 1) / most, steps};
+}
+
+enum { CHUNK = 64 }; /* words of a row that are laid out at a time */
+
+/* dst[step][rows] = src[row][step]. */
+static void interleave(uint32_t (*src)[CHUNK], uint32_t rows, uint32_t n, uint32_t *dst)
+{
+    uint32_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        uint32_t j = 0;
+        for (; j + 4 <= n; j += 4) {
+            __m128i a = _mm_loadu_si128((const __m128i *)(src[r] + j)),
+                    b = _mm_loadu_si128((const __m128i *)(src[r + 1] + j)),
+                    c = _mm_loadu_si128((const __m128i *)(src[r + 2] + j)),
+                    d = _mm_loadu_si128((const __m128i *)(src[r + 3] + j));
+            __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d),
+                    ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
+            uint32_t *to = dst + (size_t)j * rows + r;
+            _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi64(ab, cd));
+            _mm_storeu_si128((__m128i *)(to + rows), _mm_unpackhi_epi64(ab, cd));
+            _mm_storeu_si128((__m128i *)(to + 2ul * rows), _mm_unpacklo_epi64(ab2, cd2));
+            _mm_storeu_si128((__m128i *)(to + 3ul * rows), _mm_unpackhi_epi64(ab2, cd2));
+        }
+        for (; j < n; j++)
+            for (uint32_t i = 0; i < 4; i++)
+                dst[(size_t)j * rows + r + i] = src[r + i][j];
+    }
+    for (; r < rows; r++)
+        for (uint32_t j = 0; j < n; j++)
+            dst[(size_t)j * rows + r] = src[r][j];
+}
+
+/* n words of a row from element at on; zeros behind its k elements. */
+static void take_words(const cpu_kernels *kernels, cpu_path path, const float *a, uint32_t k,
+                       int round, uint32_t at, uint32_t n, uint32_t *dst)
+{
+    uint32_t each = path == CPU_BF16 ? 2 : 1, whole = (k - at) / each < n ? (k - at) / each : n;
+    if (path == CPU_BF16) {
+        kernels->to_bf16(a + at, dst, whole);
+    } else {
+        memcpy(dst, a + at, whole * sizeof *dst);
+        for (uint32_t i = 0; round && i < whole; i++)
+            dst[i] = (uint32_t)ref_f32_to_bf16(a[at + i]) << 16;
+    }
+    for (uint32_t i = whole; i < n; i++)
+        dst[i] = path == CPU_BF16 && at + 2 * i < k ? ref_f32_to_bf16(a[at + 2 * i]) : 0;
+}
+
+void td_cpu_pack_tile(const cpu_kernels *kernels, cpu_path path, const cpu_source *src,
+                      const cpu_rows *rows, uint32_t tile, uint32_t *words)
+{
+    uint32_t r0 = cpu_tile_row(rows, tile), n = cpu_tile_row(rows, tile + 1) - r0;
+    uint32_t *dst = words + (size_t)r0 * rows->steps, each = path == CPU_BF16 ? 2 : 1;
+    uint32_t part[CPU_ROWS_MAX][CHUNK];
+    for (uint32_t at = 0; at < rows->steps; at += CHUNK) {
+        uint32_t len = rows->steps - at < CHUNK ? rows->steps - at : CHUNK;
+        for (uint32_t r = 0; r < n; r++) {
+            uint32_t row = src->list ? src->list[r0 + r] : r0 + r;
+            take_words(kernels, path, src->a + row * src->stride, src->k, src->round, at * each,
+                       len, n == 1 ? dst + at : part[r]);
+        }
+        if (n > 1)
+            interleave(part, n, len, dst + (size_t)at * n);
+    }
+}
+
+/* The widest tile of this path that rows and what is left of the panels allow. */
+static cpu_tile_fn widest(const cpu_product *p, uint32_t rows, uint32_t left, uint32_t *ret_panels)
+{
+    const cpu_tile_fn *fn = p->kernels->tile[p->path][rows - 1];
+    uint32_t i = 3;
+    while (!fn[i] || 1u << i > left)
+        i--;
+    *ret_panels = 1u << i;
+    return fn[i];
+}
+
+void td_cpu_multiply(const cpu_product *p, float *sums)
+{
+    const cpu_tensor *w = p->w;
+    size_t stride = (size_t)p->count * LANES;
+    uint32_t row0 = cpu_tile_row(p->rows, p->tile0), pairs = p->path == CPU_BF16;
+    const uint8_t *panels =
+        w->packed + ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
+    for (uint32_t at = p->k0, end; at < p->k1; at = end) {
+        end = p->k1 - at > TD_KPLAN_GEMM_BLOCK ? at + TD_KPLAN_GEMM_BLOCK : p->k1;
+        uint32_t word = pairs ? at / 2 : at;
+        size_t byte = (size_t)(p->path == CPU_F32 ? at : at / 2) * 64;
+        cpu_tile t = {.w_stride = w->panel_bytes,
+                      .steps = cpu_steps(p->path, end - at),
+                      .sum_stride = stride,
+                      .first = at == p->k0};
+        for (uint32_t i = p->tile0; i < p->tile1; i++) {
+            uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
+            t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
+            for (uint32_t x = 0; x < p->count; x += step) {
+                cpu_tile_fn fn = widest(p, n, p->count - x, &step);
+                t.w = panels + x * w->panel_bytes + byte;
+                t.sum = sums + (r0 - row0) * stride + (size_t)x * LANES;
+                fn(&t);
+            }
+        }
+    }
+}
+
+void td_cpu_run(cpu_queue *c, td_pool_fn fn, void *arg, uint32_t n_items, size_t cost)
+{
+    if (cost >= CPU_COST_ALONE) {
+        td_pool_run(c->q.pool, fn, arg, n_items);
+        return;
+    }
+    for (uint32_t i = 0; i < n_items; i++)
+        fn(arg, i, 0);
+}
+
+uint32_t td_cpu_group(const cpu_queue *c, uint32_t rows, uint32_t panels)
+{
+    uint32_t g = rows <= c->kernels->rows ? CPU_PANELS_MAX : CPU_PANELS_MANY;
+    while (c->q.o.n_threads > 1 && g > 1 && panels / g < 2 * c->q.o.n_threads)
+        g /= 2;
+    return g;
+}
+
+/* Rows of one operand for one path; heads behind each other. */
+typedef struct operand {
+    cpu_rows rows;
+    uint32_t *words;
+    size_t head_words;
+} operand;
+
+typedef struct gemm_job {
+    cpu_queue *c;
+    const td_gemm *g;
+    uint32_t n_rows, group, per_head; /* items of a head */
+    const uint32_t *list;             /* rows of a; NULL: all */
+    int check_nan;
+    operand operands[CPU_PATHS];
+    cpu_path path[TD_GEMM_OUTPUTS_MAX];
+} gemm_job;
+
+static uint32_t items_of(const gemm_job *j, uint32_t o)
+{
+    return (j->g->w[o]->n_panels + j->group - 1) / j->group;
+}
+
+static void put(td_dtype round, float *dst, const float *src, uint32_t n)
+{
+    if (round == TD_F32)
+        memcpy(dst, src, n * sizeof *dst);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            dst[i] = ref_round(round, src[i]);
+}
+
+static void refuse_nan(const gemm_job *j, const float *v, uint32_t n)
+{
+    int bad = 0;
+    for (uint32_t i = 0; i < n; i++)
+        bad |= v[i] != v[i];
+    if (bad)
+        ref_fail(&j->c->q, -EIO);
+}
+
+/* One chunk of rows against the panels of one output: in sums, [rows][count * 16]. */
+static void multiply(const gemm_job *j, uint32_t head, uint32_t o, uint32_t panel, uint32_t count,
+                     uint32_t tile0, uint32_t tile1, uint32_t k0, uint32_t k1, float *sums)
+{
+    const operand *a = &j->operands[j->path[o]];
+    cpu_rows rows = a->rows;
+    rows.words = a->words + head * a->head_words;
+    cpu_product p = {
+        j->c->kernels, j->path[o], cpu_tensor_of(j->g->w[o]), head, panel, count, k0, k1, &rows,
+        tile0,         tile1};
+    td_cpu_multiply(&p, sums);
+}
+
+static void leave(const gemm_job *j, uint32_t head, uint32_t o, uint32_t panel, uint32_t count,
+                  uint32_t r0, uint32_t n, const float *sums)
+{
+    const td_gemm *g = j->g;
+    uint32_t lanes = cpu_lanes(g->w[o], panel, count);
+    td_dtype round =
+        g->epilogue == TD_EPI_OPERAND || g->epilogue == TD_EPI_SILU_MUL ? j->c->q.o.act : TD_F32;
+    float *out = g->out[o] + (size_t)head * g->out_head + (size_t)panel * LANES;
+    for (uint32_t r = 0; r < n; r++) {
+        const float *v = sums + (size_t)r * count * LANES;
+        put(round, out + (size_t)(r0 + r) * g->out_stride[o], v, lanes);
+        if (j->check_nan)
+            refuse_nan(j, v, lanes);
+    }
+}
+
+static void leave_partial(const gemm_job *j, uint32_t slice, uint32_t panel, uint32_t count,
+                          uint32_t r0, uint32_t n, const float *sums)
+{
+    const td_gemm *g = j->g;
+    uint32_t width = g->w[0]->n, lanes = cpu_lanes(g->w[0], panel, count);
+    float *out = g->out[0] + ((size_t)slice * j->n_rows + r0) * width + (size_t)panel * LANES;
+    for (uint32_t r = 0; r < n; r++)
+        memcpy(out + (size_t)r * width, sums + (size_t)r * count * LANES, lanes * sizeof *out);
+}
+
+static void gemm_item(void *arg, uint32_t item, uint32_t thread)
+{
+    const gemm_job *j = arg;
+    const td_gemm *g = j->g;
+    uint32_t head = item / j->per_head, o = 0, unit = item % j->per_head;
+    while (unit >= items_of(j, o))
+        unit -= items_of(j, o++);
+    uint32_t panel = unit * j->group, k = g->w[o]->k, left = g->w[o]->n_panels - panel,
+             count = left < j->group ? left : j->group;
+    const cpu_rows *rows = &j->operands[j->path[o]].rows;
+    float *sums = cpu_work(j->c, thread), *up = sums + CPU_WORK_FLOATS / 2;
+    for (uint32_t t0 = 0, t1; t0 < rows->n_tiles; t0 = t1) {
+        t1 = rows->n_tiles - t0 > CPU_CHUNK_TILES ? t0 + CPU_CHUNK_TILES : rows->n_tiles;
+        uint32_t r0 = cpu_tile_row(rows, t0), n = cpu_tile_row(rows, t1) - r0;
+        if (g->epilogue == TD_EPI_PARTIAL) {
+            uint32_t step = k / g->slices;
+            for (uint32_t s = 0; s < g->slices; s++) {
+                multiply(j, head, o, panel, count, t0, t1, s * step, (s + 1) * step, sums);
+                leave_partial(j, s, panel, count, r0, n, sums);
+            }
+            continue;
+        }
+        multiply(j, head, o, panel, count, t0, t1, 0, k, sums);
+        if (g->epilogue == TD_EPI_SILU_MUL) {
+            multiply(j, head, 1, panel, count, t0, t1, 0, k, up);
+            td_silu_mul_n(sums, up, sums, (size_t)n * count * LANES);
+        }
+        leave(j, head, o, panel, count, r0, n, sums);
+    }
+}
+
+static void pack_item(void *arg, uint32_t item, uint32_t thread)
+{
+    const gemm_job *j = arg;
+    const td_gemm *g = j->g;
+    uint32_t n_tiles = (j->n_rows + j->c->kernels->rows - 1) / j->c->kernels->rows,
+             head = item / n_tiles;
+    cpu_source src = {.a = g->a + (size_t)head * g->a_head,
+                      .stride = g->a_stride,
+                      .list = j->list,
+                      .k = g->w[0]->k,
+                      .round = g->a_round && j->c->q.o.act == TD_BF16};
+    for (uint32_t p = 0; p < CPU_PATHS; p++) {
+        const operand *a = &j->operands[p];
+        if (a->rows.n)
+            td_cpu_pack_tile(j->c->kernels, (cpu_path)p, &src, &a->rows, item % n_tiles,
+                             a->words + head * a->head_words);
+    }
+}
+
+/* Every path that an output needs gets its own form of the operand. */
+static int lay_out(gemm_job *j, uint32_t n_w)
+{
+    const td_gemm *g = j->g;
+    cpu_queue *c = j->c;
+    size_t words = 0;
+    for (uint32_t o = 0; o < n_w; o++) {
+        uint32_t k = g->w[o]->k;
+        j->path[o] = td_cpu_path(c, g->w[o], 1);
+        operand *a = &j->operands[j->path[o]];
+        if (a->rows.n)
+            continue;
+        a->rows = td_cpu_rows(c, NULL, j->n_rows, cpu_steps(j->path[o], k));
+        a->head_words = (size_t)j->n_rows * a->rows.steps;
+        words += g->n_heads * a->head_words;
+    }
+    int r = td_cpu_need_operand(c, words);
+    if (r < 0)
+        return r;
+    uint32_t *at = c->operand;
+    for (uint32_t p = 0; p < CPU_PATHS; p++) {
+        j->operands[p].words = at;
+        at += g->n_heads * j->operands[p].head_words;
+    }
+    uint32_t n_tiles = (j->n_rows + c->kernels->rows - 1) / c->kernels->rows;
+    td_cpu_run(c, pack_item, j, g->n_heads * n_tiles, words / 8);
+    return 0;
+}
+
+static void run_gemm(gemm_job *j)
+{
+    const td_gemm *g = j->g;
+    uint32_t panels = 0, n_w = g->epilogue == TD_EPI_SILU_MUL ? 2 : g->n_out,
+             n_out = g->epilogue == TD_EPI_SILU_MUL ? 1 : g->n_out;
+    if (!j->n_rows || lay_out(j, n_w) < 0)
+        return;
+    for (uint32_t o = 0; o < n_out; o++)
+        panels += g->w[o]->n_panels;
+    j->group = td_cpu_group(j->c, j->n_rows, panels * g->n_heads);
+    for (uint32_t o = 0; o < n_out; o++)
+        j->per_head += items_of(j, o);
+    size_t cost = (size_t)j->n_rows * g->w[0]->k * panels * g->n_heads;
+    td_cpu_run(j->c, gemm_item, j, g->n_heads * j->per_head, cost);
+}
+
+void td_cpu_gemm(td_queue *q, const td_step *s, const td_gemm *g)
+{
+    gemm_job j = {.c = cpu_queue_of(q), .g = g, .n_rows = s->n_rows};
+    run_gemm(&j);
+}
+
+void td_cpu_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
+                   float *logits)
+{
+    td_gemm g = {.a = h,
+                 .a_stride = head->k,
+                 .n_heads = 1,
+                 .epilogue = TD_EPI_F32,
+                 .n_out = 1,
+                 .w = {head},
+                 .out = {logits},
+                 .out_stride = {head->n}};
+    gemm_job j = {.c = cpu_queue_of(q),
+                  .g = &g,
+                  .n_rows = s->n_logits,
+                  .list = s->logit_rows,
+                  .check_nan = 1};
+    run_gemm(&j);
+}
+
+typedef struct embed_job {
+    const td_step *s;
+    const td_tensor *table;
+    float *x;
+} embed_job;
+
+static void embed_item(void *arg, uint32_t t, uint32_t thread)
+{
+    const embed_job *j = arg;
+    td_cpu_weight_row(j->table, j->s->ids[t], j->x + (size_t)t * j->table->k);
+}
+
+void td_cpu_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x)
+{
+    embed_job j = {s, table, x};
+    td_cpu_run(cpu_queue_of(q), embed_item, &j, s->n_rows, (size_t)s->n_rows * table->k);
+}

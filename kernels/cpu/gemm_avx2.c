@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The register tiles, compiled for avx2 (CMake gives the flags by the file's name). */
+#define CPU_TABLE td_cpu_avx2
+#define CPU_ISA   "avx2"
+#include "kernels/cpu/gemm_body.inc"
+
+#include "base/banned.h"
