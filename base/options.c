@@ -447,6 +447,17 @@ int td_opt_is_set(const td_options *o, td_opt id)
     return o->value[id] != NULL;
 }
 
+int td_options_at_most(td_options *o, int n, td_err *reterr_err)
+{
+    if (o->n_positional <= n)
+        return 0;
+    int r = td_err_set(reterr_err, -EINVAL,
+                       "command line: '%.60s' is one argument too many; options are spelled --name",
+                       o->positional[n]);
+    td_options_done(o);
+    return r;
+}
+
 /* ---- what is generated from the table ---- */
 
 static const char *shown_default(const row *r)
@@ -461,7 +472,10 @@ static void help_row(const row *r, FILE *out)
     char left[80];
     snprintf(left, sizeof left, "--%s%s %s", r->type == TD_OPT_BOOL ? "[no-]" : "", r->name,
              r->arg);
-    fprintf(out, "  %-34s %s (%s)\n", left, r->help, shown_default(r));
+    fprintf(out, "  %-34s %s", left, r->help);
+    if (r->type == TD_OPT_BOOL || *r->def) /* the text says what its absence means */
+        fprintf(out, " (%s)", shown_default(r));
+    fputc('\n', out);
 }
 
 static int help_wants(const row *r, const char *word)

@@ -60,6 +60,9 @@ typedef struct td_options {
  * /etc/tandem/tandem.conf when it exists). 0, -EINVAL, or why the file cannot be read, with text.
  */
 int td_options_parse(td_options *o, int sections, int argc, char **argv, td_err *reterr_err);
+/* Refuse more than n arguments that are not options: -EINVAL with text, and then o is done, as after
+ * a failed td_options_parse(). */
+int td_options_at_most(td_options *o, int n, td_err *reterr_err);
 void td_options_done(td_options *o);
 
 /* Set one value as if on the command line (used by `serve` to configure its three processes). */

@@ -3,6 +3,7 @@
  * libexec/tandem when installed. */
 #include "cli/cli.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,24 +24,42 @@ static int exec_bench(const char *dir, const char *name, char **argv)
     return -errno;
 }
 
+static const char *const places[] = {"/bench", "/../libexec/tandem"};
+
+/* What there is to run, wherever this program was installed. */
+static void list_programs(const char *self, FILE *out)
+{
+    for (size_t i = 0; i < TD_ARRAY_LEN(places); i++) {
+        char path[4400];
+        snprintf(path, sizeof path, "%.4200s%s", self, places[i]);
+        DIR *d = opendir(path);
+        for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+            snprintf(path, sizeof path, "%.4100s%s/%.255s", self, places[i], e->d_name);
+            if (strncmp(e->d_name, "bench_", 6) == 0 && access(path, X_OK) == 0)
+                fprintf(out, " %s", e->d_name + 6);
+        }
+        if (d)
+            closedir(d);
+    }
+    fputc('\n', out);
+}
+
 int td_cmd_bench(int argc, char **argv)
 {
     char self[4096], *args[66] = {0};
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 16);
-    if (argc < 1 || argc > 64 ||
-        strspn(argv[0], "abcdefghijklmnopqrstuvwxyz_") != strlen(argv[0])) {
-        fprintf(stderr, "usage: tandem bench NAME [arguments]   NAME: serve (latency and "
-                        "throughput of a whole server), "
-                        "engine (one process), tokenizer\n");
-        return TD_EXIT_USAGE;
-    }
     self[n > 0 ? n : 0] = 0;
     char *slash = strrchr(self, '/');
     if (slash)
         *slash = 0;
+    if (argc < 1 || argc > 64 ||
+        strspn(argv[0], "abcdefghijklmnopqrstuvwxyz_") != strlen(argv[0])) {
+        fprintf(stderr, "usage: tandem bench NAME [arguments]   NAME:");
+        list_programs(self, stderr);
+        return TD_EXIT_USAGE;
+    }
     for (int i = 0; i < argc; i++)
         args[i] = argv[i];
-    static const char *const places[] = {"/bench", "/../libexec/tandem"};
     int r = -ENOENT;
     for (size_t i = 0; i < TD_ARRAY_LEN(places); i++) {
         char dir[4200];
@@ -48,7 +67,8 @@ int td_cmd_bench(int argc, char **argv)
         r = exec_bench(dir, argv[0], args);
         args[0] = argv[0];
     }
-    fprintf(stderr, "tandem bench: no program bench_%s beside %s/tandem: %s\n", argv[0], self,
-            td_errno_text(r));
+    fprintf(stderr, "tandem bench: no program bench_%s beside %s/tandem: %s; there are:", argv[0],
+            self, td_errno_text(r));
+    list_programs(self, stderr);
     return TD_EXIT_FAILED;
 }

@@ -362,7 +362,8 @@ int td_cmd_chat(int argc, char **argv)
 {
     static chat c;
     td_err err = {0};
-    if (td_options_parse(&c.opt, TD_SEC_CHAT, argc, argv, &err) < 0) {
+    if (td_options_parse(&c.opt, TD_SEC_CHAT, argc, argv, &err) < 0 ||
+        td_options_at_most(&c.opt, 0, &err) < 0) {
         fprintf(stderr, "tandem chat: %s\n", err.text);
         return TD_EXIT_USAGE;
     }

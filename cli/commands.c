@@ -37,8 +37,10 @@ const td_command td_commands[] = {
 
 int td_cmd_version(int argc, char **argv)
 {
-    (void)argc;
-    (void)argv;
+    if (argc > 0) {
+        fprintf(stderr, "tandem version: takes no arguments, not '%.60s'\n", argv[0]);
+        return TD_EXIT_USAGE;
+    }
     printf("tandem %s (commit %s, wire tandem.v%d.%d)\n", td_version(), td_commit(), TD_WIRE_MAJOR,
            TD_WIRE_MINOR);
     return TD_EXIT_OK;

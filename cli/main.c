@@ -59,17 +59,37 @@ static int unknown(const char *name)
     return TD_EXIT_USAGE;
 }
 
+/* The commands without options print their one line. */
+static int command_help(const td_command *c)
+{
+    static char *help[] = {(char *)"--help", NULL};
+    if (c->sections)
+        return c->run(1, help);
+    printf("usage: tandem %s %s\n\n%s\n", c->name, c->args, c->help);
+    return TD_EXIT_OK;
+}
+
+static int is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2)
         return usage(stderr);
     const char *name = argv[1];
-    if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+    int help = is_help(name) || strcmp(name, "help") == 0;
+    if (help && argc == 2)
         return usage(stdout);
+    if (help)
+        name = argv[2];
+    else if (argc == 3)
+        help = is_help(argv[2]);
     if (strcmp(name, "--version") == 0)
         name = "version";
     for (const td_command *c = td_commands; c->name; c++)
         if (strcmp(c->name, name) == 0)
-            return c->run(argc - 2, argv + 2);
+            return help ? command_help(c) : c->run(argc - 2, argv + 2);
     return unknown(name);
 }

@@ -23,7 +23,9 @@
 #include <unistd.h>
 
 #include "base/bug.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/options.h"
 #include "net/http.h"
 #include "net/listen.h"
@@ -460,9 +462,35 @@ static int bound_address(serve *s, td_err *reterr_err)
     return 0;
 }
 
+/* A mistyped directory is told once here, not by each of the three processes. */
+static int check_model(const char *dir, td_err *reterr_err)
+{
+    static const char *const files[] = {"config.json", "tokenizer.json"};
+    struct stat st;
+    if (stat(dir, &st) < 0)
+        return td_err_set(reterr_err, -errno,
+                          "%s: %s; give a model directory, e.g. models/glm-tiny", dir,
+                          td_errno_text(errno));
+    if (!S_ISDIR(st.st_mode))
+        return td_err_set(reterr_err, -ENOTDIR,
+                          "%s: not a directory; give the directory of a model", dir);
+    for (size_t i = 0; i < TD_ARRAY_LEN(files); i++) {
+        TD_AUTO_FREE char *path = td_path_join(dir, files[i]);
+        if (path && access(path, R_OK) < 0)
+            return td_err_set(reterr_err, -errno,
+                              "%s: %s; a model directory holds config.json, tokenizer.json and "
+                              "*.safetensors",
+                              path, td_errno_text(errno));
+    }
+    return 0;
+}
+
 static int set_up(serve *s, td_err *reterr_err)
 {
-    int r = td_loop_new(&s->loop);
+    int r = check_model(s->model, reterr_err);
+    if (r < 0)
+        return r;
+    r = td_loop_new(&s->loop);
     if (r < 0)
         return td_err_set(reterr_err, r, "event loop: %s", td_errno_text(r));
     r = td_listen_open(td_opt_str(&s->opt, TD_OPT_ID_LISTEN),
@@ -542,7 +570,8 @@ int td_cmd_serve(int argc, char **argv)
 {
     static serve s;
     td_err err = {0};
-    if (td_options_parse(&s.opt, TD_SEC_SERVE, argc, argv, &err) < 0) {
+    if (td_options_parse(&s.opt, TD_SEC_SERVE, argc, argv, &err) < 0 ||
+        td_options_at_most(&s.opt, 1, &err) < 0) {
         fprintf(stderr, "tandem serve: %s\n", err.text);
         return TD_EXIT_USAGE;
     }

@@ -139,8 +139,7 @@ static int open_edge(router *r, td_err *reterr_err)
                         .prefix_secret_bytes = r->secret_bytes,
                         .max_body_bytes = (size_t)td_opt_int(o, TD_OPT_ID_MAX_BODY),
                         .max_conns = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_CONNS),
-                        .max_conns_per_addr =
-                            (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_CONNS_PER_ADDR),
+                        .max_conns_per_addr = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_CONNS_PER_ADDR),
                         .keepalive_s = (uint32_t)td_opt_int(o, TD_OPT_ID_KEEPALIVE),
                         .timeout_us = (uint64_t)td_opt_int(o, TD_OPT_ID_DEADLINE) * 1000000u,
                         .strict = td_opt_bool(o, TD_OPT_ID_STRICT),
@@ -291,7 +290,8 @@ int td_router_main(int argc, char **argv)
 {
     td_options o;
     td_err err = {0};
-    if (td_options_parse(&o, TD_ROUTER_SECTIONS, argc, argv, &err) < 0) {
+    if (td_options_parse(&o, TD_ROUTER_SECTIONS, argc, argv, &err) < 0 ||
+        td_options_at_most(&o, 0, &err) < 0) {
         fprintf(stderr, "tandem router: %s\n", err.text);
         return EXIT_CONFIG;
     }

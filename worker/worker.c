@@ -430,7 +430,8 @@ int td_worker_main(td_worker *w, int argc, char **argv)
     td_err err = {0};
     td_log_level level = TD_LOG_INFO;
     const td_worker_kind *k = w->kind;
-    if (td_options_parse(&w->options, k->sections, argc, argv, &err) < 0) {
+    if (td_options_parse(&w->options, k->sections, argc, argv, &err) < 0 ||
+        td_options_at_most(&w->options, 0, &err) < 0) {
         fprintf(stderr, "%s: %s\n", k->program, err.text);
         return 2;
     }

@@ -20,10 +20,17 @@ def help_and_version():
         code, out, _ = run(c, "--help", "all")
         check(code == 0 and "--" in out, (c, out))
     check("--max-queue" in run("router", "--help", "queue")[1], "--help WORD")
+    check("--listen" in run("help", "serve")[1], "help COMMAND")
+    for c in ("config", "bench", "completion", "version"):
+        code, out, _ = run(c, "--help")
+        check(code == 0 and out.startswith(f"usage: tandem {c}"), (c, out))
 
 
 def mistakes_are_explained():
-    cases = [(("sevre",), "did you mean 'serve'"), (("serve", "/nonexistent"), "/nonexistent/config.json"),
+    cases = [(("sevre",), "did you mean 'serve'"), (("serve", "/nonexistent"), "serve: /nonexistent: "),
+             (("serve", "/etc"), "/etc/config.json"), (("serve", "/etc/passwd"), "not a directory"), (("serve", MODEL, "extra"), "'extra'"),
+             (("chat", "extra"), "'extra'"), (("profile", MODEL, "extra"), "'extra'"), (("router", "extra"), "'extra'"),
+             (("prefill-worker", "extra"), "'extra'"), (("version", "extra"), "'extra'"), (("bench", "nothing"), "there are:"),
              (("serve",), "give a model directory"), (("router", "--lisen", "x"), "did you mean 'listen'"),
              (("router", "--max-queue", "0"), "between 1 and"), (("serve", MODEL, "--listen", "0.0.0.0:0"), "0.0.0.0"),
              (("router", "--model", MODEL, "--control", "tcp://0.0.0.0:5555"), "0.0.0.0"),
