@@ -22,6 +22,7 @@ enum td_section {
     TD_SEC_SERVE = 64,
     TD_SEC_KEYS = 128,
     TD_SEC_MODEL = 256,
+    TD_SEC_QUANTIZE = 512,
 };
 
 typedef enum td_opt_type {

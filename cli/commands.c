@@ -25,6 +25,8 @@ const td_command td_commands[] = {
      td_cmd_keys},
     {"model", "random CONFIG OUT", "write a random checkpoint of a config.json's shape", TD_SEC_MODEL,
      td_cmd_model},
+    {"quantize", "MODEL OUT", "write a BF16 checkpoint as MXFP4 or FP8", TD_SEC_QUANTIZE,
+     td_cmd_quantize},
     {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,
      td_cmd_profile},
     {"config", "check FILE", "check a configuration file and say where each value comes from", 0,
