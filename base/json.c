@@ -86,6 +86,8 @@ int td_json_parse(const char *text, size_t n, const td_json_limits *limits, cons
         td_err_prefix(reterr_err, "%s", what);
         return r;
     }
+    if (n == 0)
+        return td_err_set(reterr_err, -EINVAL, "%s: is empty; JSON must stand there", what);
     json_error_t e;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
     if (!root)

@@ -33,6 +33,8 @@ static uint32_t jittered_retry_ms(void)
     return 1000 + r % 2000;
 }
 
+static const char *allowed(const char *path);
+
 void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error error,
                   const char *text, const char *param, uint32_t retry_after_ms)
 {
@@ -40,7 +42,7 @@ void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error
     td_strbuf body;
     td_strbuf_init(&body);
     td_shape_error(&body, error, text, param);
-    td_http_header h[4] = {{"Content-Type", "application/json"}};
+    td_http_header h[5] = {{"Content-Type", "application/json"}};
     size_t n = 1;
     char seconds[16], id[48];
     if (!request_id) {
@@ -53,6 +55,8 @@ void td_edge_fail(td_edge *e, td_http_req *req, const char *request_id, td_error
         snprintf(seconds, sizeof seconds, "%u", TD_MIN(30u, TD_MAX(1u, (ms + 999) / 1000)));
         h[n++] = (td_http_header){"Retry-After", seconds};
     }
+    if (info->http == 405)
+        h[n++] = (td_http_header){"Allow", allowed(td_http_path(req))};
     if (info->http == 501) /* clients would try a 501 again */
         h[n++] = (td_http_header){"x-should-retry", "false"};
     td_counter_add(e->errors, 1);
@@ -304,13 +308,23 @@ static int path_matches(const struct route *r, const char *path)
     return strncmp(r->path, path, n) == 0 && (path[n] == 0 || (r->prefix && path[n] == '/'));
 }
 
+static const char *allowed(const char *path)
+{
+    for (size_t i = 0; i < TD_ARRAY_LEN(routes); i++)
+        if (path_matches(&routes[i], path))
+            return strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD" : routes[i].method;
+    return "";
+}
+
 static void unknown_path(td_edge *e, td_http_req *req, int path_known)
 {
     char text[200];
     if (path_known)
         snprintf(text, sizeof text, "%s does not take %s", td_http_path(req), td_http_method(req));
     else
-        snprintf(text, sizeof text, "no route %s %.120s", td_http_method(req), td_http_path(req));
+        snprintf(
+            text, sizeof text, "no route %.20s %.100s%s", td_http_method(req), td_http_path(req),
+            strcmp(td_http_path(req), "/") == 0 ? "; the API is under /v1, e.g. /v1/models" : "");
     td_edge_fail(e, req, NULL, path_known ? TD_ERROR_METHOD_NOT_ALLOWED : TD_ERROR_NOT_FOUND, text,
                  NULL, 0);
 }

@@ -132,6 +132,7 @@ def error_shapes():
     msg = [{"role": "user", "content": "hi"}]
     cases = [
         ("POST", "/v1/chat/completions", b"{", 400, "invalid_json", None),
+        ("POST", "/v1/chat/completions", b"", 400, "invalid_json", None),
         ("POST", "/v1/chat/completions", b"[1]", 400, "invalid_json", None),
         ("POST", "/v1/chat/completions", b"[" * 40, 400, "invalid_json", None),
         ("POST", "/v1/chat/completions", b'{"messages":"\xff\xfe"}', 400, "invalid_json", None),
@@ -166,6 +167,8 @@ def error_shapes():
         check("x-request-id" in headers or status == 413, headers)
         if code == "context_length_exceeded":
             check("maximum context length is" in e["message"], e)
+        if status == 405:
+            check(headers["allow"] == "POST", headers)
         if status == 501:
             check(headers["x-should-retry"] == "false", headers)
     srv.chat("still there?", max_tokens=2)
