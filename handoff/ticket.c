@@ -28,6 +28,7 @@ static const struct {
     [TD_DROP_CREDIT] = {"credit", TD_INVALID_ARGUMENT},
     [TD_DROP_CRC] = {"crc", TD_DATA_LOSS},
     [TD_DROP_DIGEST] = {"digest", TD_DATA_LOSS},
+    [TD_DROP_POOL] = {"pool", TD_FAILED_PRECONDITION},
     [TD_DROP_FIRST] = {"first", TD_DATA_LOSS},
 };
 
@@ -257,7 +258,7 @@ static void in_frame(td_ticket_in *t, const td_in_event *e, uint64_t now_us, td_
         return;
     }
     if (e->kind == TD_IN_BAD_FRAME) {
-        in_refuse(t, TD_DROP_FORMAT, now_us, a);
+        in_refuse(t, e->why ? e->why : TD_DROP_FORMAT, now_us, a);
         return;
     }
     in_bind(t, e->key);
@@ -336,13 +337,14 @@ static void out_ack(td_ticket_out *t, const td_out_event *e, uint64_t now_us, td
         a->drop = TD_DROP_EPOCH;
         return;
     }
+    if (e->bytes > t->received_bytes)
+        t->received_bytes = e->bytes;
+    t->settled |= e->ack != TD_ACK_RECEIVING;
     if (t->state >= TD_OUT_ACKED) {
         a->drop = TD_DROP_STATE;
         return;
     }
     t->progress_us = now_us;
-    if (e->bytes > t->received_bytes)
-        t->received_bytes = e->bytes;
     if (e->ack == TD_ACK_COMMITTED && t->state == TD_OUT_COMMIT_SENT)
         out_end(t, TD_OUT_ACKED, TD_OK, now_us);
     else if (e->ack == TD_ACK_COMMITTED)
@@ -362,6 +364,12 @@ static int out_owed(const td_ticket_out *t)
            (t->state == TD_OUT_PUSHING && t->sent_bytes > t->received_bytes);
 }
 
+/* Somebody may still read our blocks. */
+static int out_held(const td_ticket_out *t)
+{
+    return t->in_flight || (t->by_ref && !t->settled && t->sent_bytes > t->received_bytes);
+}
+
 static void out_tick(td_ticket_out *t, uint64_t now_us, td_out_actions *a)
 {
     if (t->state < TD_OUT_ACKED && now_us >= t->deadline_us)
@@ -373,7 +381,7 @@ static void out_tick(td_ticket_out *t, uint64_t now_us, td_out_actions *a)
         t->n_commits++;
         a->send_commit = 1;
     }
-    if (t->state >= TD_OUT_ACKED && t->in_flight && !t->closing &&
+    if (t->state >= TD_OUT_ACKED && out_held(t) && !t->closing &&
         now_us >= t->failed_us + TD_OUT_DRAIN_US) {
         t->closing = 1;
         a->close_peer = 1;
@@ -416,13 +424,14 @@ void td_ticket_out_step(td_ticket_out *t, const td_out_event *e, uint64_t now_us
         break;
     case TD_OUT_PEER_CLOSED:
         t->in_flight = e->in_flight;
+        t->settled = 1;
         out_end(t, TD_OUT_FAILED, TD_UNAVAILABLE, now_us);
         break;
     case TD_OUT_TICK:
         out_tick(t, now_us, a);
         break;
     }
-    if (t->state >= TD_OUT_ACKED && t->in_flight == 0 && !t->done) {
+    if (t->state >= TD_OUT_ACKED && !out_held(t) && !t->done) {
         t->done = 1;
         a->done = 1;
     }

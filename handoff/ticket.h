@@ -48,6 +48,7 @@ typedef enum td_drop {
     TD_DROP_CREDIT, /* more bytes than granted */
     TD_DROP_CRC,
     TD_DROP_DIGEST, /* commit does not describe what arrived */
+    TD_DROP_POOL,   /* the shared pool is not known (any more), or the run does not lie in it */
     TD_DROP_FIRST,  /* first tokens missing, doubled or not those of the request */
     TD_DROP_MAX
 } td_drop;
@@ -64,6 +65,10 @@ typedef struct td_kv_run {
     uint32_t crc;   /* CRC32C of the rows' bytes in wire order */
     int has_chain;
     uint8_t chain[16]; /* prefix hash of a full block */
+    /* a run in a shared pool: where the group's range of its block begins there, and the run's
+     * bytes; checked against the pool when it is copied */
+    uint64_t offset;
+    uint32_t length;
 } td_kv_run;
 
 /* ---- the decode worker's end ---- */
@@ -150,6 +155,7 @@ typedef struct td_in_event {
     const uint32_t *choices, *ids; /* COMMIT: [n_first] */
     uint32_t n_first;
     uint32_t code; /* CANCEL */
+    td_drop why;   /* BAD_FRAME: what is wrong with it; NONE = FORMAT */
 } td_in_event;
 
 typedef struct td_in_actions {
@@ -185,7 +191,9 @@ typedef struct td_ticket_out {
     uint64_t deadline_us, progress_us, commit_us, failed_us;
     uint32_t n_commits;
     uint32_t in_flight; /* frames libzmq still holds */
-    int queued;         /* segments wait to be sent */
+    int by_ref;  /* the peer reads our blocks until it has acked them, or lost the right to */
+    int settled; /* by_ref: it has ended the ticket, or lost the right: it reads no more */
+    int queued;  /* segments wait to be sent */
     int closing, done;
     uint32_t code;
 } td_ticket_out;
@@ -195,7 +203,7 @@ enum {
     TD_OUT_COMMIT_RETRY_US = 500000, /* ask again (the commit is its own query) */
     TD_OUT_SILENCE_US =
         5000000, /* neither connection nor ack although something waits for it: the peer is gone */
-    TD_OUT_DRAIN_US = 1000000 /* failed, frames still in flight: close the connection */
+    TD_OUT_DRAIN_US = 1000000 /* failed, blocks still read by somebody: close the connection */
 };
 
 void td_ticket_out_init(td_ticket_out *t, const td_ticket_key *key, uint64_t credit_bytes,
@@ -217,8 +225,8 @@ typedef enum td_out_kind {
     TD_OUT_ACK,         /* from the peer: key, ack, received_bytes, code */
     TD_OUT_FLIGHT,      /* in_flight frames are left now */
     TD_OUT_CANCEL,      /* code: why */
-    TD_OUT_PEER_CLOSED, /* our connection was closed: nothing is in flight and nothing more can be
-                           sent */
+    TD_OUT_PEER_CLOSED, /* our connection was closed and the right to read our blocks withdrawn:
+                           nothing more can be sent, what is left is in_flight */
     TD_OUT_TICK
 } td_out_kind;
 

@@ -82,10 +82,15 @@ int td_wire_pack_segment(const td_wire_segment *s, void *out, size_t cap)
         runs[i].has_chain = r->has_chain;
         if (r->has_chain)
             runs[i].chain = bin_of(r->chain, 16);
+        runs[i].has_offset = runs[i].has_length = s->shared;
+        runs[i].offset = r->offset;
+        runs[i].length = r->length;
         list[i] = &runs[i];
     }
     m.n_runs = s->n_runs;
     m.runs = list;
+    m.has_pool = s->shared;
+    m.pool = s->pool;
     return pack_message(&m.base, out, cap);
 }
 
@@ -108,6 +113,27 @@ int td_wire_pack_ack(const td_wire_ack *a, void *out, size_t cap)
     m.received_bytes = a->received_bytes;
     m.state = (Tandem__V1__KvState)a->state;
     m.has_code = a->code != 0;
+    m.code = a->code;
+    m.has_reason = a->reason[0] != 0;
+    m.reason = bin_of(a->reason, strlen(a->reason));
+    return pack_message(&m.base, out, cap);
+}
+
+int td_wire_pack_pool(const td_wire_pool *p, void *out, size_t cap)
+{
+    Tandem__V1__KvPool m = TANDEM__V1__KV_POOL__INIT;
+    m.nonce = bin_of(p->nonce, 32);
+    m.prefill_epoch = bin_of(p->prefill_epoch, 16);
+    m.decode_epoch = bin_of(p->decode_epoch, 16);
+    m.layout_hash = bin_of(p->layout_hash, 16);
+    m.pool = p->pool;
+    m.bytes = p->bytes;
+    return pack_message(&m.base, out, cap);
+}
+
+int td_wire_pack_pool_ack(const td_wire_pool_ack *a, void *out, size_t cap)
+{
+    Tandem__V1__KvPoolAck m = TANDEM__V1__KV_POOL_ACK__INIT;
     m.code = a->code;
     m.has_reason = a->reason[0] != 0;
     m.reason = bin_of(a->reason, strlen(a->reason));
@@ -139,10 +165,16 @@ static int unpack_message(const ProtobufCMessageDescriptor *d, const void *p, si
     return 0;
 }
 
-static int take_run(td_kv_run *r, const Tandem__V1__KvRun *m)
+static int take_run(td_kv_run *r, const Tandem__V1__KvRun *m, int shared)
 {
-    *r = (td_kv_run){
-        .block = m->block, .rows = m->rows, .crc = m->crc32c, .has_chain = m->has_chain};
+    *r = (td_kv_run){.block = m->block,
+                     .rows = m->rows,
+                     .crc = m->crc32c,
+                     .offset = m->has_offset ? m->offset : 0,
+                     .length = m->has_length ? m->length : 0,
+                     .has_chain = m->has_chain};
+    if (m->has_offset != shared || m->has_length != shared)
+        return -EPROTO;
     return m->has_chain ? take(&m->chain, r->chain, 16) : 0;
 }
 
@@ -163,8 +195,10 @@ int td_wire_unpack_segment(const void *p, size_t n, td_arena *scratch, td_wire_s
         return -EPROTO;
     s->group = m->group;
     s->n_runs = (uint32_t)m->n_runs;
+    s->shared = m->has_pool != 0;
+    s->pool = m->has_pool ? m->pool : 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        if (take_run(&s->runs[i], m->runs[i]))
+        if (take_run(&s->runs[i], m->runs[i], s->shared))
             return -EPROTO;
     }
     return 0;
@@ -204,6 +238,15 @@ int td_wire_unpack_commit(const void *p, size_t n, td_arena *scratch, td_wire_co
     return n_ids == c->n_first ? 0 : -EPROTO;
 }
 
+/* It goes to logs: printable only. */
+static void take_reason(char *out, size_t cap, int has, const bin *b)
+{
+    size_t len = has ? TD_MIN(b->len, cap - 1) : 0;
+    memset(out, 0, cap);
+    for (size_t i = 0; i < len; i++)
+        out[i] = b->data[i] > 32 && b->data[i] < 127 ? (char)b->data[i] : '_';
+}
+
 int td_wire_unpack_ack(const void *p, size_t n, td_arena *scratch, td_wire_ack *a)
 {
     Tandem__V1__KvAck *m;
@@ -218,11 +261,33 @@ int td_wire_unpack_ack(const void *p, size_t n, td_arena *scratch, td_wire_ack *
     a->received_bytes = m->received_bytes;
     a->state = (td_ack_state)m->state;
     a->code = m->has_code ? m->code : 0;
-    size_t len = m->has_reason ? TD_MIN(m->reason.len, sizeof a->reason - 1) : 0;
-    memset(a->reason, 0, sizeof a->reason);
-    for (size_t i = 0; i < len; i++) /* goes to logs: printable only */
-        a->reason[i] =
-            m->reason.data[i] > 32 && m->reason.data[i] < 127 ? (char)m->reason.data[i] : '_';
+    take_reason(a->reason, sizeof a->reason, m->has_reason, &m->reason);
+    return 0;
+}
+
+int td_wire_unpack_pool(const void *p, size_t n, td_arena *scratch, td_wire_pool *q)
+{
+    Tandem__V1__KvPool *m;
+    int r = unpack_message(&tandem__v1__kv_pool__descriptor, p, n, TD_POOL_BODY_MAX, scratch, &m);
+    if (r < 0)
+        return r;
+    if (take(&m->nonce, q->nonce, 32) || take(&m->prefill_epoch, q->prefill_epoch, 16) ||
+        take(&m->decode_epoch, q->decode_epoch, 16) || take(&m->layout_hash, q->layout_hash, 16))
+        return -EPROTO;
+    q->pool = m->pool;
+    q->bytes = m->bytes;
+    return 0;
+}
+
+int td_wire_unpack_pool_ack(const void *p, size_t n, td_arena *scratch, td_wire_pool_ack *a)
+{
+    Tandem__V1__KvPoolAck *m;
+    int r =
+        unpack_message(&tandem__v1__kv_pool_ack__descriptor, p, n, TD_POOL_BODY_MAX, scratch, &m);
+    if (r < 0)
+        return r;
+    a->code = m->code;
+    take_reason(a->reason, sizeof a->reason, m->has_reason, &m->reason);
     return 0;
 }
 

@@ -30,7 +30,10 @@ typedef enum td_frame_type {
     /* KV socket */
     TD_FRAME_KV_SEGMENT = 32,
     TD_FRAME_KV_COMMIT = 33,
-    TD_FRAME_KV_ACK = 34
+    TD_FRAME_KV_ACK = 34,
+    /* socket for shared memory */
+    TD_FRAME_KV_POOL = 35,
+    TD_FRAME_KV_POOL_ACK = 36
 } td_frame_type;
 
 enum { TD_FRAME_IGNORABLE = 1 }; /* flag bit 0: skip when the type is unknown */

@@ -67,16 +67,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     static uint8_t out[TD_KV_BODY_MAX];
     td_wire_commit c;
     td_wire_ack k;
+    td_wire_pool p, p2;
+    td_wire_pool_ack pk;
     td_arena a;
     if (n == 0)
         return 0;
     td_arena_init(&a, 12 << 20);
-    int kind = data[0] % 4;
+    int kind = data[0] % 6;
     if (kind == 0 && td_wire_unpack_segment(data + 1, n - 1, &a, &s) == 0) {
         int len = td_wire_pack_segment(&s, out, sizeof out);
         memset(&s2, 0, sizeof s2);
         if (len < 0 || td_wire_unpack_segment(out, (size_t)len, &a, &s2) < 0 ||
-            s2.n_runs != s.n_runs)
+            s2.n_runs != s.n_runs || s2.shared != s.shared || s2.pool != s.pool ||
+            s2.runs[0].offset != s.runs[0].offset)
             abort();
         through_ticket(&s, NULL);
     } else if (kind == 1 && td_wire_unpack_commit(data + 1, n - 1, &a, &c) == 0) {
@@ -86,6 +89,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
             abort();
     } else if (kind == 3) {
         (void)td_wire_check_tag(data + 1, n - 1, n);
+    } else if (kind == 4 && td_wire_unpack_pool(data + 1, n - 1, &a, &p) == 0) {
+        int len = td_wire_pack_pool(&p, out, sizeof out);
+        if (len < 0 || td_wire_unpack_pool(out, (size_t)len, &a, &p2) < 0 ||
+            memcmp(&p, &p2, sizeof p) != 0)
+            abort();
+    } else if (kind == 5 && td_wire_unpack_pool_ack(data + 1, n - 1, &a, &pk) == 0) {
+        if (td_wire_pack_pool_ack(&pk, out, sizeof out) < 0)
+            abort();
     }
     td_arena_done(&a);
     return 0;

@@ -149,6 +149,17 @@ static void test_round_trips(void **state)
     for (int cut = 0; cut < n; cut++)
         (void)td_wire_unpack_segment(buf, (size_t)cut, &a, &t); /* no crash; most are refused */
 
+    s.shared = 1; /* its runs lie in a shared pool */
+    s.pool = 1ull << 63;
+    s.runs[0].offset = 1ull << 45;
+    s.runs[0].length = 958464;
+    s.runs[1].length = 17;
+    n = td_wire_pack_segment(&s, buf, sizeof buf);
+    memset(&t, 0, sizeof t);
+    assert_int_equal(td_wire_unpack_segment(buf, (size_t)n, &a, &t), 0);
+    assert_memory_equal(&s, &t, sizeof s);
+    s.shared = 0;
+
     uint32_t digests[3] = {1, 2, 3}, choices[2] = {0, 4}, ids[2] = {9, 8};
     td_wire_commit c = {.key = s.key,
                         .terms = s.terms,
@@ -175,6 +186,51 @@ static void test_round_trips(void **state)
     assert_int_equal(td_wire_unpack_ack(buf, (size_t)n, &a, &l), 0);
     assert_true(l.received_bytes == 1ull << 40 && l.state == TD_ACK_FAILED && l.code == 15 &&
                 strcmp(l.reason, "crc") == 0);
+
+    td_wire_pool p = {.pool = 7, .bytes = 1ull << 40}, q;
+    fill_bytes(p.nonce, 32, 1);
+    fill_bytes(p.prefill_epoch, 16, 2);
+    fill_bytes(p.decode_epoch, 16, 3);
+    fill_bytes(p.layout_hash, 16, 4);
+    n = td_wire_pack_pool(&p, buf, sizeof buf);
+    assert_true(n > 0 && n <= TD_POOL_BODY_MAX);
+    assert_int_equal(td_wire_unpack_pool(buf, (size_t)n, &a, &q), 0);
+    assert_memory_equal(&p, &q, sizeof p);
+    for (int cut = 0; cut < n; cut++) /* every field is required */
+        assert_true(td_wire_unpack_pool(buf, (size_t)cut, &a, &q) < 0);
+    buf[1] = 31; /* a nonce that is too short takes the next field's first byte for its end */
+    assert_true(td_wire_unpack_pool(buf, (size_t)n, &a, &q) < 0);
+
+    td_wire_pool_ack r = {.code = 9, .reason = "line\nbreak"}, u;
+    n = td_wire_pack_pool_ack(&r, buf, sizeof buf);
+    assert_int_equal(td_wire_unpack_pool_ack(buf, (size_t)n, &a, &u), 0);
+    assert_true(u.code == 9 && strcmp(u.reason, "line_break") == 0);
+    td_arena_done(&a);
+}
+
+/* Offset and length come with every run of a shared pool, and with no other. */
+static void test_half_shared(void **state)
+{
+    (void)state;
+    static td_wire_segment t;
+    uint8_t buf[512], x[32] = {0};
+    ProtobufCBinaryData b16 = {16, x}, b32 = {32, x};
+    Tandem__V1__KvSegment m = TANDEM__V1__KV_SEGMENT__INIT;
+    Tandem__V1__KvRun run = TANDEM__V1__KV_RUN__INIT, *runs[1] = {&run};
+    td_arena a;
+    td_arena_init(&a, 1 << 20);
+    m.ticket = m.prefill_epoch = m.decode_epoch = m.profile_id = m.layout_hash = b16;
+    m.model_hash = b32;
+    m.n_runs = 1;
+    m.runs = runs;
+    for (int bits = 0; bits < 8; bits++) {
+        m.has_pool = bits & 1;
+        run.has_offset = (bits & 2) != 0;
+        run.has_length = (bits & 4) != 0;
+        size_t n = tandem__v1__kv_segment__pack(&m, buf);
+        int ok = td_wire_unpack_segment(buf, n, &a, &t) == 0;
+        assert_int_equal(ok, bits == 0 || bits == 7);
+    }
     td_arena_done(&a);
 }
 
@@ -255,11 +311,9 @@ static void test_plan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_message),
-        cmocka_unit_test(test_python_agrees),
-        cmocka_unit_test(test_tag),
-        cmocka_unit_test(test_round_trips),
-        cmocka_unit_test(test_hostile_bodies),
+        cmocka_unit_test(test_one_message), cmocka_unit_test(test_python_agrees),
+        cmocka_unit_test(test_tag),         cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_half_shared), cmocka_unit_test(test_hostile_bodies),
         cmocka_unit_test(test_plan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

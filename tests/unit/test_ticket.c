@@ -396,6 +396,45 @@ static void test_out_forces_fencing(void **state)
     assert_true(a.done && t.code == TD_CANCELLED);
 }
 
+/* Bug: blocks that the peer reads out of shared memory were given back while it could still copy
+ * them. They are held until it has acked every byte, ended the ticket, or lost the right to read.
+ */
+static void test_out_by_ref(void **state)
+{
+    (void)state;
+    td_ticket_out t;
+    td_out_event cancel = {.kind = TD_OUT_CANCEL};
+    td_out_actions a;
+    for (int end = 0; end < 4; end++) {
+        out_new(&t);
+        t.by_ref = 1;
+        out_step(&t, TD_OUT_SENT, 100, 0);
+        out_step(&t, TD_OUT_SENT, 100, 0);
+        td_ticket_out_step(&t, &cancel, 100, &a);
+        assert_false(a.done);
+        assert_false(out_ack(&t, TD_ACK_RECEIVING, 100, 0, 101).done); /* half is not all */
+        if (end == 0)
+            assert_true(out_ack(&t, TD_ACK_RECEIVING, 200, 0, 102).done);
+        else if (end == 1)
+            assert_true(out_ack(&t, TD_ACK_FAILED, 100, 1, 102).done);
+        else if (end == 2)
+            assert_true(out_ack(&t, TD_ACK_UNKNOWN, 0, 0, 102).done);
+        else {
+            assert_false(out_step(&t, TD_OUT_TICK, 0, 99 + TD_OUT_DRAIN_US).done);
+            a = out_step(&t, TD_OUT_TICK, 0, 100 + TD_OUT_DRAIN_US);
+            assert_true(a.close_peer && !a.done);
+            assert_true(out_step(&t, TD_OUT_PEER_CLOSED, 0, 101 + TD_OUT_DRAIN_US).done);
+        }
+        assert_int_equal(t.code, TD_CANCELLED);
+    }
+    out_new(&t); /* the way it should go */
+    t.by_ref = 1;
+    out_step(&t, TD_OUT_SENT, 100, 0);
+    out_step(&t, TD_OUT_COMMIT, 0, 1);
+    a = out_ack(&t, TD_ACK_COMMITTED, 100, 0, 2);
+    assert_true(a.done && t.code == TD_OK);
+}
+
 static void test_out_foreign_acks(void **state)
 {
     (void)state;
@@ -424,6 +463,7 @@ int main(void)
         cmocka_unit_test(test_deadline_and_cancel_release_once),
         cmocka_unit_test(test_random_orders),
         cmocka_unit_test(test_out_credit_and_done),
+        cmocka_unit_test(test_out_by_ref),
         cmocka_unit_test(test_out_retries_and_gives_up),
         cmocka_unit_test(test_out_forces_fencing),
         cmocka_unit_test(test_out_foreign_acks),

@@ -80,6 +80,8 @@ static const ProtobufCMessageDescriptor *const all[] = {
     ROW(kv_segment),
     ROW(kv_commit),
     ROW(kv_ack),
+    ROW(kv_pool),
+    ROW(kv_pool_ack),
 };
 
 typedef struct bytes {
