@@ -169,6 +169,26 @@ static int parse_body(td_parser *p, td_node *parent, td_nodes *body, const char 
     return -1;
 }
 
+/* The rest of a tag, the nodes up to {% end %}, and that tag. */
+static td_node *parse_block(td_parser *p, td_node *n, const char *end)
+{
+    const char *const ends[] = {end, NULL};
+    end_tag(p);
+    parse_body(p, n, &n->body, ends);
+    end_tag(p);
+    return td_parse_link(p, n);
+}
+
+/* The same where break and continue do not reach the loops around it. */
+static td_node *parse_own_block(td_parser *p, td_node *n, const char *end)
+{
+    uint32_t loops = p->loops;
+    p->loops = 0;
+    n = parse_block(p, n, end);
+    p->loops = loops;
+    return n;
+}
+
 static td_node *parse_if(td_parser *p)
 {
     static const char *const ends[] = {"endif", "elif", "else", NULL}, *const last[] = {"endif",
@@ -224,7 +244,6 @@ static td_node *parse_for(td_parser *p)
 
 static td_node *parse_set(td_parser *p)
 {
-    static const char *const ends[] = {"endset", NULL};
     td_node *n = td_parse_new(p, N_SET);
     td_node *target = td_parse_target(p, 1), *value = NULL;
     if (p->code)
@@ -240,10 +259,7 @@ static td_node *parse_set(td_parser *p)
     /* a filter's input is the block: its innermost a stays NULL */
     while (td_parse_try_op(p, "|"))
         n->b = td_parse_filter(p, n->b);
-    end_tag(p);
-    parse_body(p, n, &n->body, ends);
-    end_tag(p);
-    return td_parse_link(p, n);
+    return parse_block(p, n, "endset");
 }
 
 static void macro_parameters(td_parser *p, td_node *n)
@@ -272,25 +288,17 @@ static void macro_parameters(td_parser *p, td_node *n)
 
 static td_node *parse_macro(td_parser *p)
 {
-    static const char *const ends[] = {"endmacro", NULL};
     td_node *n = td_parse_new(p, N_MACRO);
     if (!n || p->t->kind != TK_NAME)
         return td_parse_fail(p, "a macro's name was expected");
     n->name = p->t->s;
     td_parse_next(p);
     macro_parameters(p, n);
-    end_tag(p);
-    uint32_t loops = p->loops;
-    p->loops = 0;
-    parse_body(p, n, &n->body, ends);
-    p->loops = loops;
-    end_tag(p);
-    return n;
+    return parse_own_block(p, n, "endmacro");
 }
 
 static td_node *parse_with(td_parser *p)
 {
-    static const char *const ends[] = {"endwith", NULL};
     td_node *n = td_parse_new(p, N_SCOPE);
     if (!n)
         return NULL;
@@ -301,44 +309,26 @@ static td_node *parse_with(td_parser *p)
         if (!td_parse_try_op(p, ","))
             break;
     }
-    end_tag(p);
-    parse_body(p, n, &n->body, ends);
-    end_tag(p);
-    return n;
+    return parse_block(p, n, "endwith");
 }
 
 /* transformers' own tag: marks what the model wrote, changes nothing in the text. */
 static td_node *parse_generation(td_parser *p)
 {
-    static const char *const ends[] = {"endgeneration", NULL};
     td_node *n = td_parse_new(p, N_SCOPE);
-    if (!n)
-        return NULL;
-    end_tag(p);
-    uint32_t loops = p->loops;
-    p->loops = 0;
-    parse_body(p, n, &n->body, ends);
-    p->loops = loops;
-    end_tag(p);
-    return n;
+    return n ? parse_own_block(p, n, "endgeneration") : NULL;
 }
 
 static td_node *parse_filter_block(td_parser *p)
 {
-    static const char *const ends[] = {"endfilter", NULL};
     td_node *n = td_parse_new(p, N_FILTER_BLOCK);
     if (!n)
         return NULL;
     td_node *filter = td_parse_filter(p, NULL);
     while (td_parse_try_op(p, "|"))
         filter = td_parse_filter(p, filter);
-    end_tag(p);
-    if (p->code)
-        return NULL;
     n->b = filter;
-    parse_body(p, n, &n->body, ends);
-    end_tag(p);
-    return td_parse_link(p, n);
+    return parse_block(p, n, "endfilter");
 }
 
 static td_node *parse_jump(td_parser *p, td_node_kind kind)

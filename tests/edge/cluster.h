@@ -158,48 +158,38 @@ static void wait_session(cluster *c, int role, int up)
     }
 }
 
-static void start_prefill(cluster *c, const char *model, const char *chunk, const char *blocks)
+/* option: the one in which the two differ. */
+static void start_worker(cluster *c, int role, const char *model, const char *option,
+                         const char *value, const char *blocks)
 {
     char control[128];
     snprintf(control, sizeof control, "ipc://%s/control.sock", c->dir);
-    char *argv[] = {"tandem-prefill-worker",
-                    "--model",
-                    (char *)(uintptr_t)model,
-                    "--control",
-                    control,
-                    "--chunk",
-                    (char *)(uintptr_t)chunk,
-                    "--kv-blocks",
-                    (char *)(uintptr_t)blocks,
-                    "--threads",
-                    "1",
-                    "--log-level",
-                    "warn",
-                    NULL};
-    c->pid[0] = spawn(argv[0], argv);
-    wait_session(c, 0, 1);
+    const char *argv[] = {role ? "tandem-decode-worker" : "tandem-prefill-worker",
+                          "--model",
+                          model,
+                          "--control",
+                          control,
+                          option,
+                          value,
+                          "--kv-blocks",
+                          blocks,
+                          "--threads",
+                          "1",
+                          "--log-level",
+                          "warn",
+                          NULL};
+    c->pid[role] = spawn(argv[0], (char *const *)(uintptr_t)argv);
+    wait_session(c, role, 1);
+}
+
+static void start_prefill(cluster *c, const char *model, const char *chunk, const char *blocks)
+{
+    start_worker(c, 0, model, "--chunk", chunk, blocks);
 }
 
 static void start_decode(cluster *c, const char *model, const char *kv, const char *blocks)
 {
-    char control[128];
-    snprintf(control, sizeof control, "ipc://%s/control.sock", c->dir);
-    char *argv[] = {"tandem-decode-worker",
-                    "--model",
-                    (char *)(uintptr_t)model,
-                    "--control",
-                    control,
-                    "--kv-listen",
-                    (char *)(uintptr_t)kv,
-                    "--kv-blocks",
-                    (char *)(uintptr_t)blocks,
-                    "--threads",
-                    "1",
-                    "--log-level",
-                    "warn",
-                    NULL};
-    c->pid[1] = spawn(argv[0], argv);
-    wait_session(c, 1, 1);
+    start_worker(c, 1, model, "--kv-listen", kv, blocks);
 }
 
 /* End a worker as a supervisor does; it must leave cleanly. */

@@ -100,68 +100,59 @@ static void every_split(const td_params *p, const td_ids *ids, int finish, resul
     }
 }
 
+enum { STOP_ID = 1, LENGTH = 2 };
+
+/* text in any runs is read as reasoning and content, and all its tokens are counted unless a stop
+ * string ends it. */
+static result reads(const td_params *p, const char *text, int finish, const char *reasoning,
+                    const char *content)
+{
+    td_ids ids;
+    result r;
+    encode(text, &ids);
+    every_split(p, &ids, finish, &r);
+    assert_string_equal(r.reasoning, reasoning);
+    assert_string_equal(r.content, content);
+    if (!r.stopped)
+        assert_int_equal(r.n_tokens, ids.n);
+    assert_string_equal(r.finish, finish == LENGTH && !r.stopped ? "length" : "stop");
+    td_ids_done(&ids);
+    return r;
+}
+
 static void test_reasoning(void **state)
 {
     td_params p = thinking();
-    td_ids ids;
-    result r;
-    encode("2+2: 4, größer 🙂 <thin </thin\n</think>\n\nThe answer is 世界 4. <b>", &ids);
-    every_split(&p, &ids, 2, &r);
-    assert_string_equal(r.reasoning, "2+2: 4, größer 🙂 <thin </thin");
-    assert_string_equal(r.content, "The answer is 世界 4. <b>");
-    assert_string_equal(r.finish, "length");
-    td_ids_done(&ids);
+    reads(&p, "2+2: 4, größer 🙂 <thin </thin\n</think>\n\nThe answer is 世界 4. <b>", LENGTH,
+          "2+2: 4, größer 🙂 <thin </thin", "The answer is 世界 4. <b>");
 }
 
 /* Cut off inside the thought: everything is reasoning. */
 static void test_only_reasoning(void **state)
 {
     td_params p = thinking();
-    td_ids ids;
-    result r;
-    encode("still thinking </thi", &ids);
-    every_split(&p, &ids, 2, &r);
-    assert_string_equal(r.reasoning, "still thinking </thi");
-    assert_string_equal(r.content, "");
-    td_ids_done(&ids);
+    reads(&p, "still thinking </thi", LENGTH, "still thinking </thi", "");
 }
 
 static void test_stop_strings(void **state)
 {
     td_params p = thinking();
-    td_ids ids;
-    result r;
     p.starts_in_reasoning = 0;
     p.stops[p.n_stops++] = td_str_of("END of");
     p.stops[p.n_stops++] = td_str_of("ND o");
-    encode("one END two END of three", &ids);
-    every_split(&p, &ids, 2, &r);
-    assert_string_equal(r.content, "one END two E"); /* the earliest completed one */
-    assert_string_equal(r.finish, "stop");
-    assert_true(r.stopped);
+    /* the earliest completed one */
+    assert_true(reads(&p, "one END two END of three", LENGTH, "", "one END two E").stopped);
     p.n_stops = 1;
-    every_split(&p, &ids, 2, &r);
-    assert_string_equal(r.content, "one END two ");
-    td_ids_done(&ids);
-    encode("nothing E", &ids); /* a held beginning is text in the end */
-    every_split(&p, &ids, 2, &r);
-    assert_string_equal(r.content, "nothing E");
-    td_ids_done(&ids);
+    assert_true(reads(&p, "one END two END of three", LENGTH, "", "one END two ").stopped);
+    /* a held beginning is text in the end */
+    assert_false(reads(&p, "nothing E", LENGTH, "", "nothing E").stopped);
 }
 
 /* The stop id counts as a token and is not text; other special tokens are not text either. */
 static void test_stop_id(void **state)
 {
     td_params p = thinking();
-    td_ids ids;
-    result r;
-    encode("done</think>ok<|observation|>fine<|user|>", &ids);
-    every_split(&p, &ids, 1, &r);
-    assert_string_equal(r.reasoning, "done");
-    assert_string_equal(r.content, "okfine");
-    assert_int_equal(r.n_tokens, ids.n);
-    assert_string_equal(r.finish, "stop");
-    td_ids_done(&ids);
+    reads(&p, "done</think>ok<|observation|>fine<|user|>", STOP_ID, "done", "okfine");
 }
 
 /* A character in pieces at the very end becomes U+FFFD once. */
@@ -173,7 +164,7 @@ static void test_cut_character(void **state)
     p.starts_in_reasoning = 0;
     encode("x 🙂", &ids);
     ids.n--;
-    every_split(&p, &ids, 2, &r);
+    every_split(&p, &ids, LENGTH, &r);
     assert_non_null(strstr(r.content, "\xEF\xBF\xBD"));
     td_ids_done(&ids);
 }

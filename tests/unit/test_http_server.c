@@ -101,15 +101,29 @@ static void serve(fixture *f)
         fail_msg("%s", err.text);
 }
 
-static int dial(fixture *f)
+static struct sockaddr_in address(const fixture *f)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    a.sin_port =
-        htons((uint16_t)strtoul(strchr(td_http_server_addr(f->server), ':') + 1, NULL, 10));
+    const char *port = strchr(td_http_server_addr(f->server), ':') + 1;
+    return (struct sockaddr_in){.sin_family = AF_INET,
+                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                .sin_port = htons((uint16_t)strtoul(port, NULL, 10))};
+}
+
+/* From an address of its own: 127.0.0.2 and on are loopback too. */
+static int dial_from(fixture *f, const char *from)
+{
+    struct sockaddr_in to = address(f), a = {.sin_family = AF_INET};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    inet_pton(AF_INET, from, &a.sin_addr);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
     fcntl(fd, F_SETFL, O_NONBLOCK);
     return fd;
+}
+
+static int dial(fixture *f)
+{
+    return dial_from(f, "127.0.0.1");
 }
 
 static void turns(fixture *f, int n)
@@ -148,6 +162,13 @@ static int get(fixture *f, int fd, td_strbuf *out, const char *until)
             turns(f, 1);
     }
     return 0;
+}
+
+static void status_is(const td_strbuf *out, int status)
+{
+    char want[16];
+    snprintf(want, sizeof want, "HTTP/1.1 %d ", status);
+    assert_memory_equal(out->data, want, 13);
 }
 
 /* Send, and return everything until the server closes. */
@@ -275,23 +296,23 @@ static void too_large_is_told_before_it_is_read(void **state)
     td_strbuf_init(&in);
     td_strbuf_init(&out);
     exchange(f, "POST / HTTP/1.1\r\n" H "Content-Length: 100001\r\n\r\n", 53, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 413 ", 13);
+    status_is(&out, 413);
     /* a client that sends its whole body first must still be able to read the answer */
     td_strbuf_adds(&in, "POST / HTTP/1.1\r\n" H "Content-Length: 5000000\r\n\r\n");
     for (int i = 0; i < 5000000 / 100; i++)
         td_strbuf_addf(&in, "%0100d", 0);
     exchange(f, in.data, in.len, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 413 ", 13);
+    status_is(&out, 413);
     td_strbuf_reset(&in);
     td_strbuf_adds(&in, "POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n186a1\r\n");
     exchange(f, in.data, in.len, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 413 ", 13);
+    status_is(&out, 413);
     td_strbuf_reset(&in);
     td_strbuf_adds(&in, "GET / HTTP/1.1\r\n" H "X: ");
     for (int i = 0; i < 20000; i++)
         td_strbuf_addc(&in, 'x');
     exchange(f, in.data, in.len, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 431 ", 13);
+    status_is(&out, 431);
     assert_int_equal(f->n_requests, 0);
     td_strbuf_done(&in);
     td_strbuf_done(&out);
@@ -313,7 +334,7 @@ static void bodies_together_are_bounded(void **state)
     turns(f, 3);
     assert_non_null(f->held);
     exchange(f, in.data, in.len, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 503 ", 13);
+    status_is(&out, 503);
     assert_non_null(strstr(out.data, "Retry-After: "));
     td_http_reply(f->held, 200, NULL, 0, "", 0);
     turns(f, 2);
@@ -340,8 +361,8 @@ static void slow_head_and_body_time_out(void **state)
     put(f, body, slow, sizeof slow - 1);
     assert_true(get(f, head, &a, NULL));
     assert_true(get(f, body, &b, NULL));
-    assert_memory_equal(a.data, "HTTP/1.1 408 ", 13);
-    assert_memory_equal(b.data, "HTTP/1.1 408 ", 13);
+    status_is(&a, 408);
+    status_is(&b, 408);
     assert_non_null(strstr(a.data, "\"type\":\"timeout_error\""));
     close(head);
     close(body);
@@ -378,30 +399,15 @@ static void too_many_connections_are_told(void **state)
     turns(f, 2);
     int c = dial(f);
     assert_true(get(f, c, &out, NULL));
-    assert_memory_equal(out.data, "HTTP/1.1 503 ", 13);
+    status_is(&out, 503);
     close(a);
     close(b);
     close(c);
     turns(f, 5);
     assert_int_equal(td_http_server_conns(f->server), 0);
     exchange(f, "GET /again HTTP/1.0\r\n\r\n", 23, &out);
-    assert_memory_equal(out.data, "HTTP/1.1 200 ", 13);
+    status_is(&out, 200);
     td_strbuf_done(&out);
-}
-
-/* From an address of its own: 127.0.0.2 and on are loopback too. */
-static int dial_from(fixture *f, const char *from)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET}, to = a;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    inet_pton(AF_INET, from, &a.sin_addr);
-    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    to.sin_port =
-        htons((uint16_t)strtoul(strchr(td_http_server_addr(f->server), ':') + 1, NULL, 10));
-    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    return fd;
 }
 
 /* One client may not take all connections, and gives back what it had. */
@@ -416,7 +422,7 @@ static void one_address_has_its_share(void **state)
     turns(f, 2);
     int c = dial_from(f, "127.0.0.2");
     assert_true(get(f, c, &out, NULL));
-    assert_memory_equal(out.data, "HTTP/1.1 429 ", 13);
+    status_is(&out, 429);
     assert_non_null(strstr(out.data, "\r\nRetry-After: "));
     assert_non_null(strstr(out.data, "rate_limit_exceeded"));
     assert_int_equal(td_http_server_refused(f->server), 1);
@@ -424,7 +430,7 @@ static void one_address_has_its_share(void **state)
     put(f, other, "GET /o HTTP/1.0\r\n\r\n", 19);
     td_strbuf_reset(&out);
     assert_true(get(f, other, &out, NULL));
-    assert_memory_equal(out.data, "HTTP/1.1 200 ", 13);
+    status_is(&out, 200);
     close(a);
     close(b);
     close(c);
@@ -435,7 +441,7 @@ static void one_address_has_its_share(void **state)
     put(f, a, "GET /a HTTP/1.0\r\n\r\n", 19);
     td_strbuf_reset(&out);
     assert_true(get(f, a, &out, NULL));
-    assert_memory_equal(out.data, "HTTP/1.1 200 ", 13);
+    status_is(&out, 200);
     close(a);
     td_strbuf_done(&out);
 }
@@ -725,9 +731,7 @@ static void two_thousand_connects_are_quick(void **state)
         skip();
     f->cfg.max_conns_per_peer = 4096;
     serve(f);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    a.sin_port =
-        htons((uint16_t)strtoul(strchr(td_http_server_addr(f->server), ':') + 1, NULL, 10));
+    struct sockaddr_in a = address(f);
     int *fds = calloc(N, sizeof *fds);
     uint64_t start = td_now_us();
     for (int i = 0; i < N; i++) { /* all at once: nobody accepts meanwhile */
