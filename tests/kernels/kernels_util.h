@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "base/rand.h"
+#include "kernels/formats.h"
 #include "kernels/kernels.h"
 #include "kernels/kplan.h"
 
@@ -81,6 +82,8 @@ static inline void check_guards(void)
     n_bufs = 0;
 }
 
+/* Operands that meet MXFP4 weights become int8. */
+static int under_i8;
 /* Who is under test; the kernel tests run once for each that this machine has. */
 static const td_backend *under = &td_backend_ref;
 static const char *const all_isas[] = {"ref", "avx2", "avx512", "avx512bf16vnni"};
@@ -100,11 +103,18 @@ enum { ISAS = 4 };
         return failed_;                                                                            \
     } while (0)
 
+#ifdef TD_TEST_EMU
+#include "tests/kernels/emu_util.h"
+#undef RUN_FOR_EVERY_ISA
+#define RUN_FOR_EVERY_ISA(tests) RUN_EMULATED(tests)
+#endif
+
 static inline td_queue *open_queue(td_dtype act, uint32_t threads)
 {
     td_queue *q = NULL;
     td_err err = {0};
     td_backend_options o = {.act = act,
+                            .act_i8 = under_i8,
                             .n_threads = threads,
                             .max_rows = 64,
                             .max_context = 4096,
@@ -138,6 +148,50 @@ static inline td_tensor *weight_as(td_weight_format format, const float *w, uint
     return t;
 }
 
+/* A quantised matrix of random codes, and the values they stand for. Scales of MXFP4 from 2^-4 to
+ * 2^3. */
+static inline td_tensor *weight_random(td_weight_format format, uint32_t n, uint32_t k,
+                                       double *ret_values)
+{
+    td_tensor *t = NULL;
+    int mx = format == TD_W_MXFP4;
+    uint32_t across = mx ? k / 32 : (k + 127) / 128, down = mx ? n : (n + 127) / 128;
+    size_t row = mx ? k / 2 : k;
+    uint8_t *codes = malloc(n * row), *e8m0 = malloc((size_t)across * down);
+    float *scales = malloc((size_t)across * down * sizeof *scales);
+    assert_true(codes && scales && e8m0);
+    for (size_t i = 0; i < (size_t)across * down; i++) {
+        e8m0[i] = (uint8_t)(123 + td_rng_below(&rng, 8));
+        scales[i] = 0.01f + 0.1f * fabsf(value(0));
+    }
+    for (size_t i = 0; i < n * row; i++) {
+        codes[i] = (uint8_t)td_rng_next(&rng);
+        if (!mx && (codes[i] & 0x7f) == 0x7f)
+            codes[i] ^= 1;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < k; j++)
+            if (mx) {
+                uint8_t c = codes[i * row + j / 2] >> (j % 2 * 4) & 15;
+                ret_values[(size_t)i * k + j] =
+                    0.5 * td_e2m1_doubled[c] * ldexp(1, e8m0[i * across + j / 32] - 127);
+            } else {
+                ret_values[(size_t)i * k + j] = (double)td_e4m3_to_f32(codes[i * row + j]) *
+                                                (double)scales[i / 128 * across + j / 128];
+            }
+    td_weight_src src = {.dtype = mx ? TD_U8 : TD_F8E4M3,
+                         .base = codes,
+                         .scales = mx ? (const void *)e8m0 : scales,
+                         .n_stride = row,
+                         .k_stride = 1};
+    assert_int_equal(under->weight_new(format, 1, n, k, &t), 0);
+    under->weight_fill(t, 0, 0, n, &src);
+    free(codes);
+    free(e8m0);
+    free(scales);
+    return t;
+}
+
 static inline td_tensor *weight(const float *w, uint32_t slabs, uint32_t n, uint32_t k)
 {
     return weight_as(TD_W_F32, w, slabs, n, k);
@@ -163,6 +217,26 @@ static inline float bf16_of(float f)
 static inline float rounded(td_dtype t, float f)
 {
     return t == TD_BF16 ? bf16_of(f) : f;
+}
+
+/* Attention by BF16 matrix instructions rounds the query and a tile's weights (numerics, rule 5):
+ * what the query is then, and how far outputs may be off (weights by 2^-9; values within 1). Sums
+ * by matrix instructions have the tree of their hardware: wider is how much more they may err. */
+#ifdef TD_TEST_EMU
+enum { MATRIX = 1 };
+#else
+enum { MATRIX = 0 };
+#endif
+static const double wider __attribute__((unused)) = MATRIX ? 4.0 : 1.0;
+
+static inline float attend_query(td_dtype kv, float q)
+{
+    return MATRIX ? rounded(kv, q) : q;
+}
+
+static inline double attend_bound(td_dtype kv, double bound)
+{
+    return MATRIX && kv == TD_BF16 ? 0.004 : wider * bound;
 }
 
 static inline void near(double got, double want, double tolerance, const char *what, size_t at)

@@ -11,8 +11,8 @@ fail() {
 
 BUILD_PACKAGES="gcc libc6-dev cmake ninja-build pkg-config git ca-certificates libevent-dev libzmq3-dev libprotobuf-c-dev
     protobuf-c-compiler libjansson-dev libpcre2-dev libicu-dev libsystemd-dev libxxhash-dev libsodium-dev
-    libcmocka-dev"
-CHECK_PACKAGES="clang llvm libclang-rt-14-dev python3 python3-zmq python3-protobuf protobuf-compiler python3-jinja2 prometheus systemd curl procps
+    libssl-dev libcmocka-dev"
+CHECK_PACKAGES="g++ clang llvm libclang-rt-14-dev python3 python3-zmq python3-protobuf protobuf-compiler python3-jinja2 prometheus systemd curl procps
     iproute2 clang-format-14"
 
 # need_packages build|check|sdk: install from Debian what dpkg does not have. Asks nothing.

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The op table on a GPU: weights in the kernels' own tiles on the device, one stream, launches from
+ * the thread that owns the queue. One device in a process: the table's weight calls name none.
+ * Weights are F32 or BF16; BF16 operands and BF16 weights use the BF16 matrix instruction, every
+ * other pair float32. */
+#ifndef TD_KERNELS_GPU_BACKEND_H
+#define TD_KERNELS_GPU_BACKEND_H
+
+#include "kernels/gpu/gpu.h"
+#include "kernels/kernels.h"
+
+/* Find every kernel on g, which is borrowed until close, and make it the process's device. name of
+ * the table as given ("hip", "cuda", "emu"), isa = g->arch.
+ * -ENOENT  a kernel is missing: the text names it    -EBUSY  a device is open already */
+int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_backend,
+                        td_err *reterr_err);
+/* All queues are closed and all weights freed. */
+void td_gpu_backend_close(void);
+
+/* Launch plan of products: by their rows, or always the same. Never changes a bit (numerics, rule
+ * 2). */
+typedef enum td_gpu_plan { TD_GPU_PLAN_AUTO, TD_GPU_PLAN_FEW, TD_GPU_PLAN_MANY } td_gpu_plan;
+void td_gpu_backend_plan(td_gpu_plan plan);
+
+/* What went wrong on the device since the last call, for people; "" = nothing. */
+const char *td_gpu_backend_error(void);
+
+#endif

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared by the files of the GPU backend. */
+#ifndef TD_KERNELS_GPU_INSIDE_H
+#define TD_KERNELS_GPU_INSIDE_H
+
+#include "kernels/gpu/backend.h"
+#include "kernels/hip/args.h"
+
+typedef enum kernel_id {
+#define TD_KERNEL(name) K_##name,
+#include "kernels/hip/list.def"
+#undef TD_KERNEL
+    N_KERNELS
+} kernel_id;
+
+struct td_tensor {
+    td_weight_format format;
+    uint32_t slabs, n, k, n_tiles, k_tiles; /* a vector has k = 0 */
+    void *data;                             /* device memory */
+    uint64_t bytes;
+};
+
+/* Device memory that grows when an op needs more. */
+typedef struct scratch {
+    void *p;
+    size_t bytes;
+} scratch;
+
+struct td_queue {
+    td_backend_options o;
+    void *stream;
+    td_step step;      /* as it lies at dev_step */
+    td_step *dev_step; /* fixed address: what captured launches read */
+    int *dev_error;
+    int error; /* first failure of the host's side, negative errno */
+    scratch attend, scores, lists, experts, draws;
+};
+
+/* The process's device; the calling thread drives it afterwards. */
+td_gpu *td_gpu_device(void);
+td_gpu_plan td_gpu_current_plan(void);
+
+void td_gpu_fail(td_queue *q, int code);
+/* dev_step equals *s for what is queued from now on. Returns its address. */
+const td_step *td_gpu_step(td_queue *q, const td_step *s);
+void td_gpu_launch(td_queue *q, kernel_id k, uint64_t blocks, size_t lds_bytes, const void *args,
+                   size_t args_bytes);
+/* At least bytes of device memory; NULL (and the queue has failed) when there is none. */
+void *td_gpu_scratch(td_queue *q, scratch *s, size_t bytes);
+
+static inline td_k_matrix td_gpu_matrix(const td_tensor *w)
+{
+    return (td_k_matrix){w->data, w->n, w->k, w->n_tiles, w->k_tiles};
+}
+
+/* weights.c */
+int td_gpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      td_tensor **ret_w);
+void td_gpu_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
+                        const td_weight_src *src);
+int td_gpu_vector_new(uint32_t n, const td_weight_src *src, td_tensor **ret_w);
+void td_gpu_weight_free(td_tensor *w);
+uint64_t td_gpu_weight_bytes(const td_tensor *w);
+
+/* rows.c */
+void td_gpu_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x);
+void td_gpu_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,
+                     const td_tensor *w, float eps, uint32_t width, float *out, float *out_f32);
+void td_gpu_reduce_slices(td_queue *q, const td_step *s, const float *partial, uint32_t slices,
+                          uint32_t n, float *out);
+void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *a);
+void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *a);
+void td_gpu_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a);
+void td_gpu_sample(td_queue *q, struct td_sample_row *rows, uint32_t n);
+
+/* products.c */
+void td_gpu_gemm(td_queue *q, const td_step *s, const td_gemm *g);
+void td_gpu_route(td_queue *q, const td_step *s, const td_route *a);
+void td_gpu_moe(td_queue *q, const td_step *s, const td_moe *a);
+void td_gpu_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,
+                   float *logits);
+
+/* attend.c */
+void td_gpu_index_select(td_queue *q, const td_step *s, const td_index_select *a);
+void td_gpu_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a);
+void td_gpu_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a);
+
+#endif

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention, one kernel for latent (absorbed) and grouped-query form: an ordered list of positions
+ * in tiles of 64 ranks, splits of 8 tiles, up to 16 heads that share keys as the rows of one matrix
+ * tile (numerics, rule 5). K plan: q and a tile's weights are rounded to the pool's type, sums are
+ * f32. Keys go from memory to registers (each is one wave's), values through LDS, transposed. */
+#include "kernels/hip/math.hpp"
+#include "kernels/hip/tile.hpp"
+
+static const uint32_t TILE = TD_KPLAN_ATTN_TILE, SPLIT = TD_KPLAN_ATTN_TILE * TD_KPLAN_ATTN_SPLIT,
+                      HEADS = 16; /* of a block */
+
+enum {
+    TPH = K_THREADS / HEADS, /* threads of a head in the softmax */
+    KEYS = TILE / TPH,       /* keys of each */
+    VALUE_COLS = 128,        /* of a trip through LDS */
+    VALUE_TRIPS = 4,         /* value_dims <= 512 */
+    WAVE_TILES = VALUE_COLS / 16 / K_WAVES
+};
+
+struct attend_place {
+    uint32_t row, t, group, head0, n_heads, split;
+};
+
+/* Blocks: heads first, then splits, then rows: what reads the same keys runs together. */
+K_DEV attend_place attend_find(const td_k_attend &a)
+{
+    uint32_t id = k_block(), per_group = (a.group_heads + HEADS - 1) / HEADS;
+    attend_place p;
+    uint32_t part = id % per_group;
+    id /= per_group;
+    p.group = id % a.n_groups;
+    id /= a.n_groups;
+    p.split = id % a.n_splits;
+    p.row = id / a.n_splits;
+    p.t = a.row0 + p.row;
+    p.head0 = p.group * a.group_heads + part * HEADS;
+    uint32_t end = (p.group + 1) * a.group_heads;
+    end = end < a.n_heads ? end : a.n_heads;
+    p.n_heads = p.head0 >= end ? 0 : end - p.head0 < HEADS ? end - p.head0 : HEADS;
+    return p;
+}
+
+K_DEV uint32_t list_length(const td_k_attend &a, uint32_t t)
+{
+    return a.selected ? a.n_selected[t] : a.step->positions[t] + 1;
+}
+
+template <class T> struct attend_lds {
+    T *q, *p, *v;
+    float *s, *alpha;
+    const T **rows;
+
+    K_DEV_MEMBER attend_lds(uint32_t key_tiles)
+    {
+        unsigned char *at = k_lds<unsigned char>();
+        rows = reinterpret_cast<const T **>(at);
+        at += TILE * sizeof *rows;
+        s = reinterpret_cast<float *>(at);
+        at += HEADS * TILE * sizeof *s;
+        alpha = reinterpret_cast<float *>(at);
+        at += HEADS * sizeof *alpha;
+        q = reinterpret_cast<T *>(at);
+        p = q + key_tiles * TD_K_TILE;
+        v = p + TILE / 32 * TD_K_TILE;
+    }
+};
+
+template <class T>
+K_DEV void load_query(const td_k_attend &a, const attend_place &p, uint32_t key_tiles, T *q)
+{
+    for (uint32_t i = k_tid(); i < HEADS * key_tiles * 32; i += K_THREADS) {
+        uint32_t head = i / (key_tiles * 32), d = i % (key_tiles * 32);
+        float x = 0.0f;
+        if (head < p.n_heads && d < a.key_dims) {
+            uint32_t h = p.head0 + head, d1 = d - a.q0_dims;
+            x = d < a.q0_dims ? a.q0[(size_t)p.t * a.q0_row + (size_t)h * a.q0_head + d]
+                              : a.q1[(size_t)p.t * a.q1_row + (size_t)h * a.q1_head + a.q1_at + d1];
+        }
+        q[d / 32 * TD_K_TILE + tile_at(head, d % 32)] = k_cast<T>::of(x);
+    }
+}
+
+/* Where the pool rows of ranks [r0, r0 + n) begin. */
+template <class T>
+K_DEV void find_rows(const td_k_attend &a, uint32_t t, uint32_t r0, uint32_t n, const T **rows)
+{
+    const td_step *s = a.step;
+    for (uint32_t i = k_tid(); i < TILE; i += K_THREADS) {
+        rows[i] = nullptr;
+        if (i >= n)
+            continue;
+        uint32_t pos = a.selected ? a.selected[(size_t)t * a.topk + r0 + i] : r0 + i;
+        uint32_t block = s->tables[(size_t)s->seq_of[t] * s->table_stride + pos / 64];
+        rows[i] =
+            reinterpret_cast<const T *>(s->kv_base + block * s->block_bytes + a.layer_offset) +
+            (size_t)(pos % 64) * a.row_elems;
+    }
+}
+
+/* s[head][rank] of the wave's 16 ranks; -inf behind the end of the list. */
+template <class T>
+K_DEV void scores(const td_k_attend &a, uint32_t group, uint32_t key_tiles, const attend_lds<T> &l)
+{
+    const T *row[FRAG_ROWS];
+    K_UNROLL
+    for (uint32_t i = 0; i < FRAG_ROWS; i++) {
+        row[i] = l.rows[k_wave() * 16 + tile_row(k_lane(), i)];
+        if (row[i])
+            row[i] += a.key_at + (size_t)group * a.group_step;
+    }
+    k_acc c = acc_zero();
+    for (uint32_t kt = 0; kt < key_tiles; kt++) {
+        k_frag<T> key;
+        K_UNROLL
+        for (uint32_t i = 0; i < FRAG_ROWS; i++)
+            key.r[i] = row[i] ? k_load8(row[i], kt * 32 + tile_k(k_lane()), a.key_dims, a.vec)
+                              : k_zero8<T>();
+        c = k_mma(tile_load(l.q + kt * TD_K_TILE), key, c);
+    }
+    K_UNROLL
+    for (uint32_t r = 0; r < ACC; r++) {
+        uint32_t rank = k_wave() * 16 + acc_col(k_lane(), r);
+        l.s[acc_row(k_lane(), r) * TILE + rank] = l.rows[rank] ? c.v[r] * a.scale : -k_inf();
+    }
+}
+
+/* Running max and sum of this thread's head; its TPH threads hold the same. */
+struct soft_state {
+    float m, l;
+};
+
+template <class T> K_DEV void soft_tile(soft_state &h, const attend_lds<T> &l)
+{
+    uint32_t head = k_tid() / TPH, sub = k_tid() % TPH;
+    float e[KEYS], max = h.m, sum = 0.0f;
+    K_UNROLL
+    for (uint32_t i = 0; i < KEYS; i++) {
+        e[i] = l.s[head * TILE + sub * KEYS + i];
+        max = e[i] > max ? e[i] : max;
+    }
+    K_UNROLL
+    for (uint32_t o = TPH / 2; o > 0; o /= 2) {
+        float other = k_shuffle_xor(max, o);
+        max = other > max ? other : max;
+    }
+    K_UNROLL
+    for (uint32_t i = 0; i < KEYS; i++) {
+        uint32_t rank = sub * KEYS + i;
+        e[i] = k_exp(e[i] - max);
+        sum += e[i];
+        l.p[rank / 32 * TD_K_TILE + tile_at(head, rank % 32)] = k_cast<T>::of(e[i]);
+    }
+    K_UNROLL
+    for (uint32_t o = TPH / 2; o > 0; o /= 2)
+        sum += k_shuffle_xor(sum, o);
+    float alpha = k_exp(h.m - max);
+    h.l = h.l * alpha + sum;
+    h.m = max;
+    if (sub == 0)
+        l.alpha[head] = alpha;
+}
+
+/* Values of 32 ranks x 128 columns, so that 8 ranks of a column are together. */
+template <class T>
+K_DEV void stage_values(const td_k_attend &a, uint32_t group, uint32_t half, uint32_t col0,
+                        const attend_lds<T> &l)
+{
+    for (uint32_t u = k_tid(); u < 32 * VALUE_COLS / 8; u += K_THREADS) {
+        uint32_t rank = u / (VALUE_COLS / 8), col = u % (VALUE_COLS / 8) * 8;
+        const T *row = l.rows[half * 32 + rank];
+        k_vec8<T> x = k_zero8<T>();
+        if (row)
+            x = k_load8(row + a.value_at + (size_t)group * a.group_step, col0 + col, a.value_dims,
+                        a.vec);
+        K_UNROLL
+        for (uint32_t i = 0; i < 8; i++)
+            l.v[(col + i) / 16 * TD_K_TILE + tile_at((col + i) % 16, rank)] = x.v[i];
+    }
+}
+
+template <class T>
+K_DEV void add_values(const td_k_attend &a, uint32_t group, const attend_lds<T> &l,
+                      k_acc (&o)[VALUE_TRIPS][WAVE_TILES])
+{
+    float alpha[ACC];
+    K_UNROLL
+    for (uint32_t r = 0; r < ACC; r++)
+        alpha[r] = l.alpha[acc_row(k_lane(), r)];
+    K_UNROLL
+    for (uint32_t trip = 0; trip < VALUE_TRIPS; trip++) {
+        if (trip * VALUE_COLS >= a.value_dims)
+            continue;
+        K_UNROLL
+        for (uint32_t i = 0; i < WAVE_TILES; i++)
+            K_UNROLL
+        for (uint32_t r = 0; r < ACC; r++)
+            o[trip][i].v[r] *= alpha[r];
+        for (uint32_t half = 0; half < TILE / 32; half++) {
+            k_sync();
+            stage_values(a, group, half, trip * VALUE_COLS, l);
+            k_sync();
+            k_frag<T> p = tile_load(l.p + half * TD_K_TILE);
+            K_UNROLL
+            for (uint32_t i = 0; i < WAVE_TILES; i++) {
+                uint32_t tile = k_wave() * WAVE_TILES + i;
+                if (trip * VALUE_COLS + tile * 16 < a.value_dims)
+                    o[trip][i] = k_mma(p, tile_load(l.v + tile * TD_K_TILE), o[trip][i]);
+            }
+        }
+    }
+}
+
+/* Un-normalised output, max and sum of this split. */
+K_DEV void store_split(const td_k_attend &a, const attend_place &p, const soft_state &h,
+                       const k_acc (&o)[VALUE_TRIPS][WAVE_TILES])
+{
+    K_UNROLL
+    for (uint32_t trip = 0; trip < VALUE_TRIPS; trip++)
+        K_UNROLL
+    for (uint32_t i = 0; i < WAVE_TILES; i++)
+        K_UNROLL
+    for (uint32_t r = 0; r < ACC; r++) {
+        uint32_t head = acc_row(k_lane(), r),
+                 col = trip * VALUE_COLS + (k_wave() * WAVE_TILES + i) * 16 + acc_col(k_lane(), r);
+        size_t at = ((size_t)p.row * a.n_heads + p.head0 + head) * a.n_splits + p.split;
+        if (head < p.n_heads && col < a.value_dims)
+            a.part_o[at * a.value_dims + col] = o[trip][i].v[r];
+    }
+    uint32_t head = k_tid() / TPH;
+    size_t at = ((size_t)p.row * a.n_heads + p.head0 + head) * a.n_splits + p.split;
+    if (head < p.n_heads && k_tid() % TPH == 0) {
+        a.part_ml[2 * at] = h.m;
+        a.part_ml[2 * at + 1] = h.l;
+    }
+}
+
+template <class T> K_DEV void attend(const td_k_attend &a)
+{
+    attend_place p = attend_find(a);
+    if (p.t >= a.step->n_rows || p.n_heads == 0)
+        return;
+    uint32_t n = list_length(a, p.t), r0 = p.split * SPLIT;
+    if (r0 >= n)
+        return;
+    uint32_t end = n - r0 < SPLIT ? n : r0 + SPLIT, key_tiles = (a.key_dims + 31) / 32;
+    attend_lds<T> l(key_tiles);
+    k_acc o[VALUE_TRIPS][WAVE_TILES];
+    K_UNROLL
+    for (uint32_t trip = 0; trip < VALUE_TRIPS; trip++)
+        K_UNROLL
+    for (uint32_t i = 0; i < WAVE_TILES; i++)
+        o[trip][i] = acc_zero();
+    soft_state h = {-k_inf(), 0.0f};
+    load_query(a, p, key_tiles, l.q);
+    for (; r0 < end; r0 += TILE) {
+        k_sync();
+        find_rows(a, p.t, r0, end - r0 < TILE ? end - r0 : TILE, l.rows);
+        k_sync();
+        scores(a, p.group, key_tiles, l);
+        k_sync();
+        soft_tile(h, l);
+        k_sync();
+        add_values(a, p.group, l, o);
+    }
+    store_split(a, p, h, o);
+}
+
+K_KERNEL(attend_bf16, td_k_attend)
+{
+    attend<k_bf16>(a);
+}
+
+K_KERNEL(attend_f32, td_k_attend)
+{
+    attend<float>(a);
+}
+
+/* A block has one row and head: splits left to right, then the division. */
+K_KERNEL(attend_merge, td_k_attend)
+{
+    uint32_t row = k_block() / a.n_heads, head = k_block() % a.n_heads, t = a.row0 + row;
+    if (t >= a.step->n_rows)
+        return;
+    uint32_t n = (list_length(a, t) + SPLIT - 1) / SPLIT;
+    size_t at = (size_t)k_block() * a.n_splits;
+    const float *ml = a.part_ml + 2 * at;
+    for (uint32_t d = k_tid(); d < a.value_dims; d += K_THREADS) {
+        const float *o = a.part_o + at * a.value_dims + d;
+        float m = ml[0], l = ml[1], v = o[0];
+        for (uint32_t s = 1; s < n; s++) {
+            float max = ml[2 * s] > m ? ml[2 * s] : m, x = k_exp(m - max),
+                  y = k_exp(ml[2 * s] - max);
+            m = max;
+            l = l * x + ml[2 * s + 1] * y;
+            v = v * x + o[(size_t)s * a.value_dims] * y;
+        }
+        v /= l;
+        a.out[((size_t)t * a.n_heads + head) * a.value_dims + d] = a.round_out ? k_round(v) : v;
+    }
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The emulation as a td_gpu: device memory is the host's, launches run at once. arch "emu64" or
+ * "emu32". For tests and for reading kernels in a debugger; not linked into any program. */
+#ifndef TD_KERNELS_HIP_EMU_GPU_H
+#define TD_KERNELS_HIP_EMU_GPU_H
+
+#include "kernels/gpu/gpu.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* wave 64 or 32; order 0 forward, 1 backward, 2 shuffled: in which the lanes of a block run. NULL:
+ * out of memory. */
+td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

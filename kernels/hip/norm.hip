@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Row work: embedding, residual and norm, joining of slices, the rows that enter the pool. A block
+ * has one row. */
+#include "kernels/hip/tile.hpp"
+
+/* Element k of row n of a matrix in tiles. */
+K_DEV float matrix_at(const td_k_matrix &w, bool bf16, uint32_t n, uint32_t k)
+{
+    size_t at = ((size_t)(n / 16) * w.k_tiles + k / 32) * TD_K_TILE + tile_at(n % 16, k % 32);
+    return bf16 ? k_to_f32(static_cast<const k_bf16 *>(w.data)[at])
+                : static_cast<const float *>(w.data)[at];
+}
+
+K_KERNEL(embed, td_k_embed)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    uint32_t id = a.step->ids[t], k = a.table.k;
+    for (uint32_t i = k_tid(); i < k; i += K_THREADS)
+        a.x[(size_t)t * k + i] = matrix_at(a.table, a.bf16, id, i);
+}
+
+K_KERNEL(add_norm, td_k_add_norm)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    size_t at = (size_t)t * a.width;
+    float sum = 0.0f;
+    for (uint32_t i = k_tid(); i < a.width; i += K_THREADS) {
+        float x = a.x[at + i];
+        if (a.delta) {
+            x += a.delta[at + i];
+            a.x[at + i] = x;
+        }
+        sum += x * x;
+    }
+    sum = k_block_sum(sum, k_lds<float>());
+    float r = 1.0f / k_sqrt(sum / (float)a.width + a.eps);
+    for (uint32_t i = k_tid(); i < a.width; i += K_THREADS) {
+        float y = a.x[at + i] * r * a.w[i];
+        if (a.out_f32)
+            a.out_f32[at + i] = y;
+        a.out[at + i] = a.round ? k_round(y) : y;
+    }
+}
+
+K_KERNEL(reduce_slices, td_k_reduce)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    size_t s = (size_t)a.step->n_rows * a.n;
+    for (uint32_t i = k_tid(); i < a.n; i += K_THREADS) {
+        const float *e = a.partial + (size_t)t * a.n + i;
+        float v = e[0];
+        if (a.slices == 2)
+            v = e[0] + e[s];
+        if (a.slices == 4)
+            v = (e[0] + e[s]) + (e[2 * s] + e[3 * s]);
+        if (a.slices == 8)
+            v = ((e[0] + e[s]) + (e[2 * s] + e[3 * s])) +
+                ((e[4 * s] + e[5 * s]) + (e[6 * s] + e[7 * s]));
+        a.out[(size_t)t * a.n + i] = v;
+    }
+}
+
+/* Where row t's own position lies in the pool, in elements of its type. */
+template <class T>
+K_DEV T *own_row(const td_step *s, uint32_t t, uint64_t layer_offset, uint32_t row_elems)
+{
+    uint32_t pos = s->positions[t],
+             block = s->tables[(size_t)s->seq_of[t] * s->table_stride + pos / 64];
+    return reinterpret_cast<T *>(s->kv_base + block * s->block_bytes + layer_offset) +
+           (size_t)(pos % 64) * row_elems;
+}
+
+K_DEV void store(void *row, bool bf16, uint32_t i, float v)
+{
+    if (bf16)
+        static_cast<k_bf16 *>(row)[i] = k_to_bf16(v);
+    else
+        static_cast<float *>(row)[i] = v;
+}
+
+K_DEV void *own_row_of(const td_step *s, uint32_t t, uint64_t layer_offset, uint32_t row_elems,
+                       bool bf16)
+{
+    if (bf16)
+        return own_row<k_bf16>(s, t, layer_offset, row_elems);
+    return own_row<float>(s, t, layer_offset, row_elems);
+}
+
+struct rope_pair {
+    uint32_t first, second;
+};
+
+K_DEV rope_pair rope_at(uint32_t i, uint32_t dims, bool interleave)
+{
+    rope_pair p = {interleave ? 2 * i : i, interleave ? 2 * i + 1 : i + dims / 2};
+    return p;
+}
+
+K_DEV void rotate(float &x, float &y, float cos, float sin)
+{
+    float x0 = x, y0 = y;
+    x = x0 * cos - y0 * sin;
+    y = y0 * cos + x0 * sin;
+}
+
+/* Rotate R dims at the same place in each of n vectors, in place. */
+K_DEV void rotate_heads(float *q, uint32_t n, uint32_t stride, uint32_t dims, bool interleave,
+                        const float *cos, const float *sin)
+{
+    uint32_t pairs = dims / 2;
+    for (uint32_t i = k_tid(); i < n * pairs; i += K_THREADS) {
+        rope_pair p = rope_at(i % pairs, dims, interleave);
+        float *v = q + (size_t)(i / pairs) * stride;
+        rotate(v[p.first], v[p.second], cos[i % pairs], sin[i % pairs]);
+    }
+}
+
+K_KERNEL(mla_write, td_k_mla_write)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    uint32_t pairs = a.rope_dims / 2, width = a.latent + a.rope_dims;
+    const float *cos = a.step->rope_cos + (size_t)t * pairs,
+                *sin = a.step->rope_sin + (size_t)t * pairs, *src = a.kv_a + (size_t)t * width;
+    void *row = own_row_of(a.step, t, a.layer_offset, width, a.bf16);
+    float sum = 0.0f;
+    for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS)
+        sum += src[i] * src[i];
+    sum = k_block_sum(sum, k_lds<float>());
+    float r = 1.0f / k_sqrt(sum / (float)a.latent + a.eps);
+    for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS)
+        store(row, a.bf16, i, src[i] * r * a.norm[i]);
+    for (uint32_t i = k_tid(); i < pairs; i += K_THREADS) {
+        rope_pair p = rope_at(i, a.rope_dims, a.interleave);
+        float x = src[a.latent + p.first], y = src[a.latent + p.second];
+        rotate(x, y, cos[i], sin[i]);
+        store(row, a.bf16, a.latent + p.first, x);
+        store(row, a.bf16, a.latent + p.second, y);
+    }
+    uint32_t head = a.nope + a.rope_dims;
+    rotate_heads(a.q + (size_t)t * a.n_heads * head + a.nope, a.n_heads, head, a.rope_dims,
+                 a.interleave, cos, sin);
+}
+
+K_KERNEL(index_write, td_k_index_write)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    float *room = k_lds<float>(), *y = room + K_WAVES;
+    uint32_t pairs = a.rope_dims / 2;
+    const float *cos = a.step->rope_cos + (size_t)t * pairs,
+                *sin = a.step->rope_sin + (size_t)t * pairs, *src = a.k + (size_t)t * a.dims;
+    void *row = own_row_of(a.step, t, a.layer_offset, a.dims, a.bf16);
+    float sum = 0.0f;
+    for (uint32_t i = k_tid(); i < a.dims; i += K_THREADS)
+        sum += src[i];
+    float mean = k_block_sum(sum, room) / (float)a.dims;
+    sum = 0.0f;
+    for (uint32_t i = k_tid(); i < a.dims; i += K_THREADS) {
+        float d = src[i] - mean;
+        sum += d * d;
+    }
+    float r = 1.0f / k_sqrt(k_block_sum(sum, room) / (float)a.dims + a.eps);
+    for (uint32_t i = k_tid(); i < a.dims; i += K_THREADS)
+        y[i] = (src[i] - mean) * r * a.norm[i] + a.bias[i];
+    k_sync();
+    for (uint32_t i = k_tid(); i < pairs; i += K_THREADS) {
+        rope_pair p = rope_at(i, a.rope_dims, a.interleave);
+        rotate(y[p.first], y[p.second], cos[i], sin[i]);
+    }
+    k_sync();
+    for (uint32_t i = k_tid(); i < a.dims; i += K_THREADS)
+        store(row, a.bf16, i, y[i]);
+    rotate_heads(a.q + (size_t)t * a.n_heads * a.dims, a.n_heads, a.dims, a.rope_dims, a.interleave,
+                 cos, sin);
+}
+
+/* Norm (optional) and rope of one head by one wave. y: dims floats of LDS that are its own. */
+K_DEV void head_into(const float *src, const float *w, float eps, uint32_t dims, uint32_t rope_dims,
+                     bool interleave, const float *cos, const float *sin, float *y)
+{
+    float r = 1.0f;
+    if (w) {
+        float sum = 0.0f;
+        for (uint32_t i = k_lane(); i < dims; i += K_WAVE)
+            sum += src[i] * src[i];
+        r = 1.0f / k_sqrt(k_wave_sum(sum) / (float)dims + eps);
+    }
+    for (uint32_t i = k_lane(); i < dims; i += K_WAVE)
+        y[i] = w ? src[i] * r * w[i] : src[i];
+    k_wave_sync();
+    for (uint32_t i = k_lane(); i < rope_dims / 2; i += K_WAVE) {
+        rope_pair p = rope_at(i, rope_dims, interleave);
+        rotate(y[p.first], y[p.second], cos[i], sin[i]);
+    }
+    k_wave_sync();
+}
+
+K_KERNEL(gqa_write, td_k_gqa_write)
+{
+    uint32_t t = k_block();
+    if (t >= a.step->n_rows)
+        return;
+    uint32_t dims = a.dims, kv = a.n_kv_heads;
+    const float *cos = a.step->rope_cos + (size_t)t * (a.rope_dims / 2),
+                *sin = a.step->rope_sin + (size_t)t * (a.rope_dims / 2);
+    void *row = own_row_of(a.step, t, a.layer_offset, 2 * kv * dims, a.bf16);
+    float *y = k_lds<float>() + (size_t)k_wave() * dims;
+    for (uint32_t h = k_wave(); h < kv; h += K_WAVES) {
+        const float *k = a.k + ((size_t)t * kv + h) * dims, *v = a.v + ((size_t)t * kv + h) * dims;
+        head_into(k, a.k_norm, a.eps, dims, a.rope_dims, a.interleave, cos, sin, y);
+        for (uint32_t i = k_lane(); i < dims; i += K_WAVE) {
+            store(row, a.bf16, h * dims + i, y[i]);
+            store(row, a.bf16, (kv + h) * dims + i, v[i]);
+        }
+        k_wave_sync();
+    }
+    for (uint32_t h = k_wave(); h < a.n_heads; h += K_WAVES) {
+        float *q = a.q + ((size_t)t * a.n_heads + h) * dims;
+        head_into(q, a.q_norm, a.eps, dims, a.rope_dims, a.interleave, cos, sin, y);
+        for (uint32_t i = k_lane(); i < dims; i += K_WAVE)
+            q[i] = y[i];
+        k_wave_sync();
+    }
+}

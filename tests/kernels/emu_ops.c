@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Guards the GPU backend where the kernel tests of all backends do not look: neither launch plan
+ * nor lane order nor batch changes a bit; a rank's share of a product has the bits of the whole;
+ * shapes of GLM-5.2 split over 4 and 8 GPUs; the sampler draws the CPU's id; captured launches read
+ * the step anew; what it cannot do is refused. */
+#include <errno.h>
+
+#include "tests/kernels/kernels_util.h"
+
+#include "base/bug.h"
+#include "base/hash.h"
+#include "kernels/hip/args.h"
+#include "kernels/sample.h"
+
+enum { LEN = 600, BLOCKS = LEN / 64 + 1, T = 70 };
+
+/* One sequence in scattered blocks whose rows are random. */
+typedef struct world {
+    td_queue *q;
+    td_step st;
+    uint32_t positions[T], seq_of[T], table[BLOCKS];
+} world;
+
+static void build(world *w, td_dtype act, td_dtype kv, uint32_t row_elems, uint32_t rows)
+{
+    *w = (world){.q = open_queue(act, 1)};
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        w->table[b] = (b * 3 + 1) % BLOCKS;
+    w->st = (td_step){.n_rows = rows,
+                      .n_seqs = 1,
+                      .max_context = LEN,
+                      .positions = w->positions,
+                      .seq_of = w->seq_of,
+                      .tables = w->table,
+                      .table_stride = BLOCKS,
+                      .block_bytes = 64ul * row_elems * td_dtype_bytes(kv)};
+    float *pool = random_floats(BLOCKS * w->st.block_bytes / 4, 0);
+    for (size_t i = 0; kv == TD_BF16 && i < BLOCKS * w->st.block_bytes / 2; i++) {
+        float f = value(1);
+        memcpy((char *)pool + 2 * i, (char *)&f + 2, 2);
+    }
+    w->st.kv_base = (uint8_t *)pool;
+}
+
+static td_tensor *random_weight(uint32_t slabs, uint32_t n, uint32_t k)
+{
+    float *f = random_floats((size_t)slabs * n * k, 1);
+    return weight_as(TD_W_BF16, f, slabs, n, k);
+}
+
+/* Everything with a launch plan or a reduction, into one digest. */
+static void digest_products(td_hash *h, uint32_t rows)
+{
+    enum { D = 300, N = 100, H = 2, E = 5, K = 3, I = 64 };
+    float *a = random_floats(T * D, 1), *out = floats(T * N), *act = floats(T * N),
+          *partial = floats(8 * T * D), *heads = floats(T * H * N),
+          *work = floats(td_moe_act_elems(T, K, I, I)), *w = random_floats(T * K, 0);
+    uint32_t *ids = words(T * K);
+    for (uint32_t i = 0; i < T * K; i++)
+        ids[i] = (i + i / 7) % E;
+    td_tensor *wn = random_weight(1, N, D), *wu = random_weight(1, N, D),
+              *wh = random_weight(H, N, D / H), *gate = random_weight(E, I, D),
+              *up = random_weight(E, I, D), *down = random_weight(E, D, I),
+              *sg = random_weight(1, I, D), *su = random_weight(1, I, D),
+              *sd = random_weight(1, D, I);
+    td_queue *q = open_queue(TD_BF16, 1);
+    td_step st = {.n_rows = rows};
+    td_gemm plain = {.a = a,
+                     .a_stride = D,
+                     .n_heads = 1,
+                     .n_out = 1,
+                     .w = {wn, wu},
+                     .out = {out},
+                     .out_stride = {N}};
+    under->gemm(q, &st, &plain);
+    plain.epilogue = TD_EPI_SILU_MUL;
+    plain.out[0] = act;
+    under->gemm(q, &st, &plain);
+    td_gemm head = {.a = a,
+                    .a_stride = D,
+                    .a_head = D / H,
+                    .a_round = 1,
+                    .n_heads = H,
+                    .n_out = 1,
+                    .w = {wh},
+                    .out = {heads},
+                    .out_stride = {H * N},
+                    .out_head = N};
+    under->gemm(q, &st, &head);
+    td_moe moe = {.a = a,
+                  .experts = ids,
+                  .weights = w,
+                  .n_experts = E,
+                  .top_k = K,
+                  .gate = gate,
+                  .up = up,
+                  .down = down,
+                  .shared_gate = sg,
+                  .shared_up = su,
+                  .shared_down = sd,
+                  .slices = td_kplan_slices(I),
+                  .act = work,
+                  .partial = partial};
+    under->moe(q, &st, &moe);
+    assert_int_equal(under->finish(q), 0);
+    td_hash_add(h, out, sizeof(float) * rows * N);
+    td_hash_add(h, act, sizeof(float) * rows * N);
+    td_hash_add(h, heads, sizeof(float) * rows * H * N);
+    td_hash_add(h, partial, sizeof(float) * moe.slices * rows * D);
+    td_tensor *all[] = {wn, wu, wh, gate, up, down, sg, su, sd};
+    for (size_t i = 0; i < TD_ARRAY_LEN(all); i++)
+        under->weight_free(all[i]);
+    under->close(q);
+    check_guards();
+}
+
+static void digest_attention(td_hash *h)
+{
+    enum { H = 3, C = 32, R = 32, Q = 100, HI = 4, DI = 32, ROWS = 4 };
+    static const uint32_t pos[ROWS] = {5, 200, 64, LEN - 1};
+    world w;
+    build(&w, TD_BF16, TD_BF16, C + R, ROWS);
+    memcpy(w.positions, pos, sizeof pos);
+    float *lat = random_floats(ROWS * H * C, 0), *q = random_floats(ROWS * H * R, 0),
+          *o = floats(ROWS * H * C), *iq = random_floats(ROWS * HI * DI, 0),
+          *iw = random_floats(ROWS * HI, 0), *g = floats(ROWS * H * C);
+    uint32_t *sel = words(ROWS * Q), *n = words(ROWS);
+    memset(sel, 0, ROWS * Q * sizeof *sel);
+    td_index_select select = {.q = iq,
+                              .weight = iw,
+                              .scale = 0.1f,
+                              .n_heads = HI,
+                              .dims = DI,
+                              .topk = Q,
+                              .index = TD_BF16,
+                              .selected = sel,
+                              .n_selected = n};
+    under->index_select(w.q, &w.st, &select);
+    td_attend_mla a = {.q_lat = lat,
+                       .q = q,
+                       .scale = 0.2f,
+                       .n_heads = H,
+                       .latent = C,
+                       .rope_dims = R,
+                       .kv = TD_BF16,
+                       .selected = sel,
+                       .n_selected = n,
+                       .topk = Q,
+                       .o_lat = o};
+    under->attend_mla(w.q, &w.st, &a);
+    td_attend_gqa ga = {
+        .q = lat, .scale = 0.2f, .n_heads = H, .n_kv_heads = 1, .dims = C, .kv = TD_BF16, .o = g};
+    under->attend_gqa(w.q, &w.st, &ga);
+    assert_int_equal(under->finish(w.q), 0);
+    td_hash_add(h, sel, sizeof(uint32_t) * ROWS * Q);
+    td_hash_add(h, o, sizeof(float) * ROWS * H * C);
+    td_hash_add(h, g, sizeof(float) * ROWS * H * C);
+    under->close(w.q);
+    check_guards();
+}
+
+static void digest(td_gpu_plan plan, uint8_t out[16])
+{
+    td_hash h;
+    td_hash_init(&h, NULL, 0, 16);
+    rng = (td_rng){7, 0};
+    td_gpu_backend_plan(plan);
+    digest_products(&h, T);
+    digest_products(&h, 3);
+    digest_attention(&h);
+    td_gpu_backend_plan(TD_GPU_PLAN_AUTO);
+    td_hash_final(&h, out);
+}
+
+static void plans_and_lane_orders_keep_every_bit(void **state)
+{
+    static uint8_t first[2][16];
+    static int have[2];
+    uint32_t wave = emulated->wave == 64;
+    for (td_gpu_plan plan = TD_GPU_PLAN_AUTO; plan <= TD_GPU_PLAN_MANY; plan++) {
+        uint8_t now[16];
+        digest(plan, now);
+        if (!have[wave])
+            memcpy(first[wave], now, sizeof now);
+        have[wave] = 1;
+        assert_memory_equal(now, first[wave], sizeof now);
+    }
+}
+
+static void a_row_alone_has_the_bits_of_a_row_in_a_batch(void **state)
+{
+    enum { D = 544, N = 40, H = 2, C = 32, R = 32 };
+    float *a = random_floats(T * D, 1), *out = floats(T * N), *one = floats(N);
+    td_tensor *w = random_weight(1, N, D);
+    td_queue *q = open_queue(TD_BF16, 1);
+    td_step st = {.n_rows = T};
+    td_gemm g = {
+        .a = a, .a_stride = D, .n_heads = 1, .n_out = 1, .w = {w}, .out = {out}, .out_stride = {N}};
+    under->gemm(q, &st, &g);
+    st.n_rows = 1;
+    g.out[0] = one;
+    for (uint32_t t = 0; t < T; t += 23) {
+        g.a = a + (size_t)t * D;
+        under->gemm(q, &st, &g);
+        assert_memory_equal(one, out + (size_t)t * N, N * sizeof *one);
+    }
+    under->weight_free(w);
+    under->close(q);
+
+    world b;
+    build(&b, TD_BF16, TD_BF16, C + R, 3);
+    for (uint32_t t = 0; t < 3; t++)
+        b.positions[t] = 70 * t + 500 * (t == 2);
+    b.positions[2] = LEN - 1;
+    float *lat = random_floats(3ul * H * C, 0), *pe = random_floats(3ul * H * R, 0),
+          *o = floats(3ul * H * C), *alone = floats(H * C);
+    td_attend_mla m = {.q_lat = lat,
+                       .q = pe,
+                       .scale = 0.2f,
+                       .n_heads = H,
+                       .latent = C,
+                       .rope_dims = R,
+                       .kv = TD_BF16,
+                       .o_lat = o};
+    under->attend_mla(b.q, &b.st, &m);
+    b.st.n_rows = 1;
+    b.positions[0] = LEN - 1;
+    m.q_lat = lat + 2ul * H * C;
+    m.q = pe + 2ul * H * R;
+    m.o_lat = alone;
+    under->attend_mla(b.q, &b.st, &m);
+    assert_memory_equal(alone, o + 2ul * H * C, H * C * sizeof *o);
+    under->close(b.q);
+    check_guards();
+}
+
+/* Numerics, rule 12: rank r of n owns adjacent canonical slices. */
+static void a_rank_has_the_slices_of_the_whole(void **state)
+{
+    enum { K = 512, N = 24, ROWS = 3, S = 8 };
+    float *a = random_floats(ROWS * K, 1), *w = random_floats(N * K, 1),
+          *whole = floats(S * ROWS * N), *part = floats(S * ROWS * N);
+    td_queue *q = open_queue(TD_BF16, 1);
+    td_step st = {.n_rows = ROWS};
+    td_tensor *tw = weight_as(TD_W_BF16, w, 1, N, K);
+    td_gemm g = {.a = a,
+                 .a_stride = K,
+                 .n_heads = 1,
+                 .epilogue = TD_EPI_PARTIAL,
+                 .n_out = 1,
+                 .w = {tw},
+                 .out = {whole},
+                 .slices = S};
+    under->gemm(q, &st, &g);
+    under->weight_free(tw);
+    for (uint32_t ranks = 2; ranks <= 8; ranks *= 2)
+        for (uint32_t r = 0; r < ranks; r++) {
+            uint32_t share = K / ranks;
+            float *own = floats((size_t)N * share);
+            for (uint32_t n = 0; n < N; n++)
+                memcpy(own + (size_t)n * share, w + n * K + r * share, share * sizeof *own);
+            td_tensor *tr = weight_as(TD_W_BF16, own, 1, N, share);
+            g.w[0] = tr;
+            g.a = a + (size_t)r * share;
+            g.out[0] = part;
+            g.slices = S / ranks;
+            under->gemm(q, &st, &g);
+            assert_memory_equal(part, whole + (size_t)r * g.slices * ROWS * N,
+                                sizeof *part * g.slices * ROWS * N);
+            under->weight_free(tr);
+        }
+    under->close(q);
+    check_guards();
+}
+
+/* Latent attention at GLM-5.2's widths with a rank's heads, against float64. */
+static void latent_share(uint32_t heads, td_dtype kv)
+{
+    enum { C = 512, R = 64, POS = 70, ROW = C + R };
+    world w;
+    build(&w, TD_BF16, kv, ROW, 1);
+    w.positions[0] = POS;
+    float *lat = random_floats((size_t)heads * C, 1), *q = random_floats((size_t)heads * R, 1),
+          *o = floats((size_t)heads * C);
+    td_attend_mla a = {.q_lat = lat,
+                       .q = q,
+                       .scale = 0.0625f,
+                       .n_heads = heads,
+                       .latent = C,
+                       .rope_dims = R,
+                       .kv = kv,
+                       .o_lat = o};
+    under->attend_mla(w.q, &w.st, &a);
+    assert_int_equal(under->finish(w.q), 0);
+    for (uint32_t h = 0; h < heads; h += 5) {
+        double p[POS + 1], max = -1e300, z = 0;
+        float *key = malloc((POS + 1) * ROW * sizeof *key);
+        for (uint32_t i = 0; i <= POS; i++) {
+            p[i] = 0;
+            for (uint32_t d = 0; d < ROW; d++) {
+                const uint8_t *at = w.st.kv_base + w.table[i / 64] * w.st.block_bytes +
+                                    (i % 64 * ROW + d) * td_dtype_bytes(kv);
+                float *k = &key[i * ROW + d];
+                *k = 0.0f;
+                memcpy((char *)k + (kv == TD_BF16 ? 2 : 0), at, td_dtype_bytes(kv));
+                p[i] += (double)*k * (double)(d < C ? lat[h * C + d] : q[h * R + d - C]) * 0.0625;
+            }
+            max = p[i] > max ? p[i] : max;
+        }
+        for (uint32_t i = 0; i <= POS; i++)
+            z += p[i] = exp(p[i] - max);
+        for (uint32_t d = 0; d < C; d++) {
+            double v = 0;
+            for (uint32_t i = 0; i <= POS; i++)
+                v += p[i] / z * (double)key[i * ROW + d];
+            near((double)o[h * C + d], v, kv == TD_BF16 ? 0.004 : 1e-5, "o_lat", h * C + d);
+        }
+        free(key);
+    }
+    under->close(w.q);
+    check_guards();
+}
+
+static void shares_of_four_and_eight_gpus(void **state)
+{
+    latent_share(16, TD_BF16);
+    latent_share(8, TD_BF16);
+    latent_share(8, TD_F32);
+    enum { K = 6144, N = 20 };
+    float *a = random_floats(K, 1), *w = random_floats(N * K, 1), *out = floats(N);
+    td_tensor *tw = weight_as(TD_W_BF16, w, 1, N, K);
+    td_queue *q = open_queue(TD_BF16, 1);
+    td_step st = {.n_rows = 1};
+    td_gemm g = {.a = a,
+                 .a_stride = K,
+                 .n_heads = 1,
+                 .n_out = 1,
+                 .w = {tw},
+                 .out = {out},
+                 .out_stride = {N}};
+    under->gemm(q, &st, &g);
+    for (uint32_t n = 0; n < N; n++) {
+        double v = 0, size = 0;
+        for (uint32_t k = 0; k < K; k++) {
+            v += (double)a[k] * (double)w[n * K + k];
+            size += fabs((double)a[k] * (double)w[n * K + k]);
+        }
+        near((double)out[n], v, 1e-6 * size, "product", n);
+    }
+    under->weight_free(tw);
+    under->close(q);
+    check_guards();
+}
+
+/* Sums that cancel: 2^20 + small - 2^20. What is left is within f32 roundings of the large ones. */
+static void cancelling_sums_stay_within_their_roundings(void **state)
+{
+    enum { K = 512, N = 16 };
+    float *a = floats(K), *w = floats(N * K), *out = floats(N);
+    for (uint32_t k = 0; k < K; k++) {
+        a[k] = k % 2 ? -1024.0f : 1024.0f;
+        for (uint32_t n = 0; n < N; n++)
+            w[n * K + k] = 1024.0f;
+    }
+    a[5] = 3.0f;
+    a[6] = 0.0f;
+    td_tensor *tw = weight_as(TD_W_BF16, w, 1, N, K);
+    td_queue *q = open_queue(TD_BF16, 1);
+    td_step st = {.n_rows = 1};
+    td_gemm g = {.a = a,
+                 .a_stride = K,
+                 .n_heads = 1,
+                 .n_out = 1,
+                 .w = {tw},
+                 .out = {out},
+                 .out_stride = {N}};
+    under->gemm(q, &st, &g);
+    for (uint32_t n = 0; n < N; n++)
+        near((double)out[n], 3072.0, 0.0, "sum", n); /* every partial sum is exact here */
+    under->weight_free(tw);
+    under->close(q);
+    check_guards();
+}
+
+static void fill_row(td_sample_row *r, float *logits, uint32_t vocab, td_logit_edit *edits)
+{
+    for (uint32_t i = 0; i < vocab; i++) /* few distinct values: ties everywhere */
+        logits[i] = (float)(int)td_rng_below(&rng, 40) * 0.25f;
+    for (uint32_t i = 0; i < 8; i++)
+        edits[i] = (td_logit_edit){.id = i * 31 + 2,
+                                   .bias = value(0),
+                                   .n_emitted = (uint32_t)td_rng_below(&rng, 3),
+                                   .seen = (uint8_t)td_rng_below(&rng, 2),
+                                   .banned = (uint8_t)(td_rng_below(&rng, 4) == 0)};
+    static const float temperatures[] = {0.0f, 0.3f, 1.0f, 2.5f};
+    *r = (td_sample_row){.logits = logits,
+                         .vocab = vocab,
+                         .temperature = temperatures[td_rng_below(&rng, 4)],
+                         .top_p = td_rng_below(&rng, 2) ? 1.0f : 0.05f + 0.9f * fabsf(value(0)),
+                         .min_p = td_rng_below(&rng, 2) ? 0.0f : 0.3f * fabsf(value(0)),
+                         .top_k = td_rng_below(&rng, 2) ? 0 : 1 + (uint32_t)td_rng_below(&rng, 300),
+                         .frequency_penalty = value(0),
+                         .presence_penalty = value(0),
+                         .repetition_penalty = 1.0f + 0.5f * fabsf(value(0)),
+                         .random = td_rng_next(&rng),
+                         .edits = edits,
+                         .n_edits = (uint32_t)td_rng_below(&rng, 9)};
+}
+
+static void the_sampler_draws_the_id_that_the_cpu_draws(void **state)
+{
+    enum { V = 777, ROWS = 5 };
+    td_queue *q = open_queue(TD_F32, 1);
+    uint32_t distinct = 0;
+    for (int round = 0; round < 12; round++) {
+        td_sample_row rows[ROWS];
+        td_logit_edit edits[ROWS][8];
+        uint32_t want[ROWS];
+        float *logits = floats(ROWS * V);
+        for (uint32_t i = 0; i < ROWS; i++) {
+            fill_row(&rows[i], logits + i * V, V, edits[i]);
+            rows[i].scratch = aligned_alloc(64, (td_sample_scratch_bytes(V) + 63) / 64 * 64);
+            td_sample_draw(&rows[i]);
+            want[i] = rows[i].id;
+            rows[i].id = UINT32_MAX;
+            distinct += i && want[i] != want[i - 1];
+            free(rows[i].scratch);
+        }
+        under->sample(q, rows, ROWS);
+        assert_int_equal(under->finish(q), 0);
+        for (uint32_t i = 0; i < ROWS; i++)
+            assert_int_equal(rows[i].id, want[i]);
+        check_guards();
+    }
+    assert_true(distinct > 20);
+    under->close(q);
+}
+
+/* What a decode step as a graph needs: the rows come from the step, not from the launch. */
+static void a_captured_launch_reads_the_step_anew(void **state)
+{
+    enum { N = 20, ROWS = 3 };
+    const td_gpu_ops *o = emulated->ops;
+    float *partial = random_floats(2ul * ROWS * N, 0), *out = floats(ROWS * N);
+    memset(out, 0, ROWS * N * sizeof *out);
+    td_step *step = o->mem_alloc(emulated, sizeof *step);
+    void *stream = NULL, *kernel = NULL, *graph = NULL;
+    assert_int_equal(o->stream_new(emulated, &stream), 0);
+    assert_int_equal(o->kernel(emulated, "reduce_slices", &kernel), 0);
+    td_k_reduce a = {step, partial, 1, N, out};
+    td_step now = {.n_rows = 1};
+    assert_int_equal(o->graph_begin(emulated, stream), 0);
+    td_gpu_dim dim = {ROWS, 4 * emulated->wave, 0};
+    assert_int_equal(o->launch(emulated, stream, kernel, dim, &a, sizeof a), 0);
+    assert_int_equal(o->graph_end(emulated, stream, &graph), 0);
+    assert_true(out[0] == 0.0f);
+    for (now.n_rows = 1; now.n_rows <= ROWS; now.n_rows++) {
+        assert_int_equal(o->upload(emulated, stream, step, &now, sizeof now), 0);
+        assert_int_equal(o->graph_launch(emulated, stream, graph), 0);
+        for (uint32_t i = 0; i < ROWS * N; i++)
+            assert_true(out[i] == (i < now.n_rows * N ? partial[i] : 0.0f));
+    }
+    o->graph_free(emulated, graph);
+    o->stream_free(emulated, stream);
+    o->mem_free(emulated, step);
+    check_guards();
+}
+
+static void what_it_cannot_do_is_refused(void **state)
+{
+    td_tensor *w = NULL;
+    assert_int_equal(under->weight_new(TD_W_FP8, 1, 128, 128, &w), -ENOTSUP);
+    assert_int_equal(under->weight_new(TD_W_MXFP4, 1, 128, 128, &w), -ENOTSUP);
+    assert_null(w);
+    const td_backend *second = NULL;
+    td_err err = {0};
+    assert_int_equal(td_gpu_backend_open(emulated, "emu", &second, &err), -EBUSY);
+    /* values wider than the accumulators of one wave */
+    td_queue *q = open_queue(TD_F32, 1);
+    td_step st = {.n_rows = 1, .max_context = 1};
+    td_attend_gqa a = {.n_heads = 1, .n_kv_heads = 1, .dims = 1024, .kv = TD_F32};
+    under->attend_gqa(q, &st, &a);
+    assert_int_equal(under->finish(q), -E2BIG);
+    assert_int_equal(under->finish(q), 0);
+    under->close(q);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plans_and_lane_orders_keep_every_bit),
+        cmocka_unit_test(a_row_alone_has_the_bits_of_a_row_in_a_batch),
+        cmocka_unit_test(a_rank_has_the_slices_of_the_whole),
+        cmocka_unit_test(shares_of_four_and_eight_gpus),
+        cmocka_unit_test(cancelling_sums_stay_within_their_roundings),
+        cmocka_unit_test(the_sampler_draws_the_id_that_the_cpu_draws),
+        cmocka_unit_test(a_captured_launch_reads_the_step_anew),
+        cmocka_unit_test(what_it_cannot_do_is_refused),
+    };
+    RUN_FOR_EVERY_ISA(tests);
+}
