@@ -7,7 +7,6 @@
 
 #include "kernels/math.h"
 
-static const td_backend *const be = &td_backend_ref;
 
 enum { H = 3, C = 24, N = 10, R = 8, ROW = C + R, LEN = 700, BLOCKS = 2 * (LEN / 64 + 1) };
 
@@ -82,7 +81,7 @@ static void mla_write_matches_float64(void **state)
                               .rope = {interleave, R},
                               .kv = kv,
                               .layer_offset = w.layer_offset};
-            be->mla_write(w.q, &w.st, &a);
+            under->mla_write(w.q, &w.st, &a);
             double tol = kv == TD_BF16 ? 0.005 : 3e-6;
             for (uint32_t t = 0; t < T; t++) {
                 const uint8_t *row = w.st.kv_base +
@@ -108,8 +107,8 @@ static void mla_write_matches_float64(void **state)
                     near((double)q[base + at], want, 1e-5, "q", i);
                 }
             }
-            be->weight_free(norm);
-            be->close(w.q);
+            under->weight_free(norm);
+            under->close(w.q);
             check_guards();
         }
 }
@@ -191,7 +190,7 @@ static void mla_case(td_dtype kv, uint32_t threads, uint32_t topk, float gain)
                        .n_selected = n_sel,
                        .topk = topk,
                        .o_lat = o};
-    be->attend_mla(w.q, &w.st, &a);
+    under->attend_mla(w.q, &w.st, &a);
     for (uint32_t t = 0; t < T; t++)
         for (uint32_t h = 0; h < H; h++) {
             double want[C];
@@ -206,7 +205,7 @@ static void mla_case(td_dtype kv, uint32_t threads, uint32_t topk, float gain)
                 near((double)o[(t * H + h) * C + d], want[d], 2e-6 * (1 + (double)gain), "o_lat",
                      (t * H + h) * C + d);
         }
-    be->close(w.q);
+    under->close(w.q);
     check_guards();
 }
 
@@ -232,8 +231,8 @@ static void absorbed_equals_expanded(void **state)
                          .base = uk,
                          .n_stride = 1,
                          .k_stride = C}; /* transposed, as the binder loads it */
-    assert_int_equal(be->weight_new(TD_W_F32, 1, C, N, &w), 0);
-    be->weight_fill(w, 0, 0, C, &src);
+    assert_int_equal(under->weight_new(TD_W_F32, 1, C, N, &w), 0);
+    under->weight_fill(w, 0, 0, C, &src);
     td_queue *q = open_queue(TD_F32, 1);
     td_step st = {.n_rows = 1};
     td_gemm g = {.a = qn,
@@ -247,7 +246,7 @@ static void absorbed_equals_expanded(void **state)
                  .out = {lat},
                  .out_stride = {C},
                  .out_head = C};
-    be->gemm(q, &st, &g);
+    under->gemm(q, &st, &g);
     for (uint32_t p = 0; p < K; p++) {
         double absorbed = 0, expanded = 0;
         for (uint32_t d = 0; d < C; d++)
@@ -257,8 +256,8 @@ static void absorbed_equals_expanded(void **state)
                 expanded += (double)qn[n] * (double)uk[n * C + d] * (double)c[p * C + d];
         near(absorbed, expanded, 1e-5, "score", p);
     }
-    be->weight_free(w);
-    be->close(q);
+    under->weight_free(w);
+    under->close(q);
     check_guards();
 }
 
@@ -291,7 +290,7 @@ static void grouped_attention_matches_float64(void **state)
                            .rope = {0, D},
                            .kv = kv,
                            .layer_offset = w.layer_offset};
-        be->gqa_write(w.q, &w.st, &wr);
+        under->gqa_write(w.q, &w.st, &wr);
         for (uint32_t t = 0; t < T; t++)
             for (uint32_t h = 0; h < HQ; h++) { /* q: norm, then half-split rope */
                 float normed[D];
@@ -325,7 +324,7 @@ static void grouped_attention_matches_float64(void **state)
                            .kv = kv,
                            .layer_offset = w.layer_offset,
                            .o = o};
-        be->attend_gqa(w.q, &w.st, &a);
+        under->attend_gqa(w.q, &w.st, &a);
         uint32_t list[LEN];
         for (uint32_t i = 0; i < LEN; i++)
             list[i] = i;
@@ -343,8 +342,8 @@ static void grouped_attention_matches_float64(void **state)
                 for (uint32_t d = 0; d < D; d++)
                     near((double)o[(t * HQ + h) * D + d], want[d], 4e-6, "o", (t * HQ + h) * D + d);
             }
-        be->weight_free(norm);
-        be->close(w.q);
+        under->weight_free(norm);
+        under->close(w.q);
         check_guards();
     }
 }
@@ -357,5 +356,5 @@ int main(void)
         cmocka_unit_test(absorbed_equals_expanded),
         cmocka_unit_test(grouped_attention_matches_float64),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    RUN_FOR_EVERY_ISA(tests);
 }

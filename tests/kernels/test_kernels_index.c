@@ -8,7 +8,6 @@
 
 #include "kernels/math.h"
 
-static const td_backend *const be = &td_backend_ref;
 
 enum { H = 3, D = 20, R = 6, LEN = 400, TOPK = 50, BLOCKS = LEN / 64 + 1 };
 
@@ -64,7 +63,7 @@ static void keys_are_normed_rotated_and_rounded(void **state)
                         .rope = {1, R},
                         .index = TD_F32,
                         .layer_offset = 64};
-    be->index_write(w.q, &w.st, &a);
+    under->index_write(w.q, &w.st, &a);
     for (uint32_t t = 0; t < 2; t++) {
         double mean = 0, var = 0, y[D];
         const float *got = (const float *)row(&w, w.positions[t], TD_F32);
@@ -82,9 +81,9 @@ static void keys_are_normed_rotated_and_rounded(void **state)
             near((double)got[i], want, 1e-5, "key", i);
         }
     }
-    be->weight_free(tg);
-    be->weight_free(tb);
-    be->close(w.q);
+    under->weight_free(tg);
+    under->weight_free(tb);
+    under->close(w.q);
     check_guards();
 }
 
@@ -142,8 +141,8 @@ static void selection_is_the_sort(void **state)
                                  .selected = sel,
                                  .n_selected = n,
                                  .margin = margin};
-            be->index_select(w.q, &w.st, &a);
-            assert_int_equal(be->finish(w.q), 0);
+            under->index_select(w.q, &w.st, &a);
+            assert_int_equal(under->finish(w.q), 0);
             for (uint32_t t = 0; t < T; t++) {
                 scored s[LEN];
                 uint32_t want[LEN], len = pos[t] + 1, k = len < TOPK ? len : TOPK;
@@ -170,7 +169,7 @@ static void selection_is_the_sort(void **state)
                 else
                     assert_true(len > TOPK || isinf(margin[t]));
             }
-            be->close(w.q);
+            under->close(w.q);
             check_guards();
         }
 }
@@ -195,12 +194,12 @@ static void nan_scores_are_refused(void **state)
                          .layer_offset = 64,
                          .selected = sel,
                          .n_selected = n};
-    be->index_select(w.q, &w.st, &a);
-    assert_int_equal(be->finish(w.q), 0);
+    under->index_select(w.q, &w.st, &a);
+    assert_int_equal(under->finish(w.q), 0);
     memset(row(&w, 200, TD_F32), 0xff, 4);
-    be->index_select(w.q, &w.st, &a);
-    assert_int_equal(be->finish(w.q), -EIO);
-    be->close(w.q);
+    under->index_select(w.q, &w.st, &a);
+    assert_int_equal(under->finish(w.q), -EIO);
+    under->close(w.q);
     check_guards();
 }
 
@@ -211,5 +210,5 @@ int main(void)
         cmocka_unit_test(selection_is_the_sort),
         cmocka_unit_test(nan_scores_are_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    RUN_FOR_EVERY_ISA(tests);
 }

@@ -26,12 +26,8 @@ static test_engine open_model(const char *name)
 {
     char dir[64];
     snprintf(dir, sizeof dir, "%s/%s", home, name);
-    return test_open((test_setup){.dir = dir,
-                                  .type = TD_BF16,
-                                  .threads = 1,
-                                  .max_rows = 16,
-                                  .max_seqs = 4,
-                                  .n_blocks = 8});
+    return test_open((test_setup){
+        .dir = dir, .type = TD_BF16, .threads = 1, .max_rows = 16, .max_seqs = 4, .n_blocks = 8});
 }
 
 static void runs(const char *config, const char *name, const char *a, const char *b)
