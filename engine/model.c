@@ -50,6 +50,7 @@ static int take_options(td_model *m, const td_model_options *o, td_err *err)
         return r;
     m->shard = (td_shard){0, 1};
     m->act = o->act;
+    m->act_i8 = o->act_i8 && o->act == TD_BF16 && m->backend->act_i8;
     m->kv = o->kv;
     m->index = o->index;
     m->n_cores = o->cores ? o->n_cores : 0;
@@ -80,6 +81,7 @@ static int fill_info(td_model *m, td_err *err)
     td_profile_spec spec = {.backend = m->backend,
                             .formats = m->formats,
                             .act = m->act,
+                            .act_i8 = m->act_i8,
                             .kv = m->kv,
                             .index = m->index};
     m->profile = td_profile_text(&spec, i->profile_id);

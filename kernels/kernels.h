@@ -210,6 +210,7 @@ typedef struct td_moe {
 
 typedef struct td_backend_options {
     td_dtype act;       /* TD_F32 or TD_BF16: rounding of GEMM operands */
+    int act_i8; /* operands that meet MXFP4 weights become int8 in groups of 32 (act BF16 only) */
     uint32_t n_threads; /* >= 1, the caller included */
     const int *cores; /* NULL = do not pin; else n_cores entries, thread i on cores[i % n_cores] */
     uint32_t n_cores;
@@ -220,6 +221,7 @@ typedef struct td_backend_options {
 
 typedef struct td_backend {
     const char *name, *isa;
+    int act_i8; /* heeds td_backend_options.act_i8; others ignore it */
 
     int (*open)(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err);
     void (*close)(td_queue *q);

@@ -72,12 +72,23 @@ static void add_weights(td_strbuf *b, const uint32_t *formats)
     }
 }
 
+static int has_format(const uint32_t *formats, td_weight_format f)
+{
+    uint32_t all = 0;
+    for (unsigned c = 0; c < TD_WEIGHT_CLASSES; c++)
+        all |= formats[c];
+    return (int)(all >> f & 1u);
+}
+
 char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
 {
     td_strbuf b;
     td_strbuf_init(&b);
-    td_strbuf_addf(&b, "act=%s\nbackend=%s\nep=1\nindex=%s\nisa=%s\n", td_dtype_name(spec->act),
-                   spec->backend->name, td_dtype_name(spec->index), spec->backend->isa);
+    td_strbuf_addf(&b, "act=%s\n", td_dtype_name(spec->act));
+    if (has_format(spec->formats, TD_W_MXFP4))
+        td_strbuf_addf(&b, "act.mxfp4=%s\n", spec->act_i8 ? "i8g32" : td_dtype_name(spec->act));
+    td_strbuf_addf(&b, "backend=%s\nep=1\nindex=%s\nisa=%s\n", spec->backend->name,
+                   td_dtype_name(spec->index), spec->backend->isa);
     td_strbuf_addf(&b,
                    "kplan.attn_split=%d\nkplan.attn_tile=%d\nkplan.gemm_block=%d\nkplan.norm_lanes="
                    "%d\nkplan.slices=%d\n",

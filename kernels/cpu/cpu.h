@@ -23,17 +23,31 @@ enum {
     CPU_COST_ALONE = 1 << 16, /* products: below, waking a thread costs more than it brings */
 };
 
-/* How a panel meets a row. Weights F32 or BF16; activations f32 (FMA) or BF16 pairs (vdpbf16ps). */
-typedef enum cpu_path { CPU_F32, CPU_BF16_F32, CPU_BF16, CPU_PATHS } cpu_path;
+/* How a panel meets a row: the weights' format, then the activations': f32 (FMA), BF16 pairs
+ * (vdpbf16ps), int8 in groups of 32. */
+typedef enum cpu_path {
+    CPU_F32,
+    CPU_BF16_F32,
+    CPU_BF16,
+    CPU_MX_F32,
+    CPU_MX_BF16,
+    CPU_MX_I8,
+    CPU_FP8_F32,
+    CPU_FP8_BF16,
+    CPU_PATHS
+} cpu_path;
+
+enum { CPU_I8_WORDS = 10 }; /* of a group: 8 of int8, scale, -12 times the sum */
 
 /* rows x panels over one K block: sum[r][p * 16 + lane] = (first ? 0 : sum) + the block's chain,
  * which starts at zero. */
 typedef struct cpu_tile {
-    const uint8_t *w; /* first panel, at the block's first k; 64-byte aligned */
-    size_t w_stride;  /* bytes between panels */
-    const void *a;    /* the tile's rows side by side: [step][rows] words of 4 bytes */
-    uint32_t steps;   /* words of each row in this block */
-    float *sum;       /* 64-byte aligned */
+    const uint8_t *w;      /* first panel, at the block's first k; 64-byte aligned */
+    const uint8_t *scales; /* FP8: 16 floats; MXFP4: 16 e8m0 a group; w_stride apart too */
+    size_t w_stride;       /* bytes between panels */
+    const void *a;         /* the tile's rows side by side: [word][rows] */
+    uint32_t steps;        /* of this block: words of a row; MXFP4: groups; FP8: quads of k */
+    float *sum;            /* 64-byte aligned */
     size_t sum_stride;
     int first;
 } cpu_tile;
@@ -49,6 +63,8 @@ typedef struct cpu_kernels {
     cpu_tile_fn tile[CPU_PATHS][CPU_ROWS_MAX][4];
     /* n words of BF16 pairs from 2 n floats, to nearest even */
     void (*to_bf16)(const float *src, uint32_t *dst, size_t n_words);
+    /* CPU_I8_WORDS of 32 floats */
+    void (*to_i8)(const float *src, uint32_t *dst);
 } cpu_kernels;
 
 extern const cpu_kernels td_cpu_avx2, td_cpu_avx512, td_cpu_avx512bf16;
@@ -56,8 +72,8 @@ extern const cpu_kernels td_cpu_avx2, td_cpu_avx512, td_cpu_avx512bf16;
 /* A weight. v.data of a matrix is unused; a vector (v.k = 0) is v alone. */
 typedef struct cpu_tensor {
     td_tensor v;
-    td_weight_format format;
     size_t panel_bytes; /* from one panel to the next */
+    size_t scales_at;   /* within a panel: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0 */
     uint8_t *packed;    /* [slabs][n_panels][panel_bytes] */
     size_t map_bytes;   /* 0: from the heap */
 } cpu_tensor;
@@ -118,13 +134,10 @@ static inline uint32_t cpu_tile_row(const cpu_rows *r, uint32_t tile)
 
 cpu_path td_cpu_path(const cpu_queue *c, const td_tensor *w, int operand_is_act);
 /* Words of a row of k elements. */
-static inline uint32_t cpu_steps(cpu_path path, uint32_t k)
-{
-    return path == CPU_F32 ? k : path == CPU_BF16 ? (k + 1) / 2 : (k + 1) / 2 * 2;
-}
+uint32_t td_cpu_words(cpu_path path, uint32_t k);
 cpu_rows td_cpu_rows(const cpu_queue *c, const uint32_t *words, uint32_t n, uint32_t steps);
 /* Fill one tile: row i of the set is at a + index * stride, index = list ? list[i] : i. round: to
- * act first (only CPU_F32 and CPU_BF16_F32 ask; CPU_BF16 always rounds). */
+ * BF16 first (paths whose activations stay f32 ask; the others round to their own form). */
 typedef struct cpu_source {
     const float *a;
     size_t stride;

@@ -6,16 +6,41 @@
 #include <errno.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/formats.h"
 #include "kernels/math.h"
 
 #include "base/banned.h"
 
+/* What one path knows of its words: how many elements and words make a unit that is packed at
+ * once, bytes of a panel for each k (of 16 outputs), elements of a tile's step. */
+static const struct form {
+    uint32_t unit, unit_words, panel_bytes, step;
+} forms[CPU_PATHS] = {
+    [CPU_F32] = {1, 1, 64, 1},       [CPU_BF16_F32] = {2, 2, 32, 1},
+    [CPU_BF16] = {2, 1, 32, 2},      [CPU_MX_F32] = {32, 32, 8, 32},
+    [CPU_MX_BF16] = {32, 16, 8, 32}, [CPU_MX_I8] = {32, CPU_I8_WORDS, 8, 32},
+    [CPU_FP8_F32] = {4, 4, 16, 4},   [CPU_FP8_BF16] = {4, 2, 16, 4},
+};
+
 cpu_path td_cpu_path(const cpu_queue *c, const td_tensor *w, int operand_is_act)
 {
-    if (cpu_tensor_of(w)->format == TD_W_F32)
+    int act = operand_is_act && c->q.o.act == TD_BF16, dot = act && c->kernels->dot_bf16;
+    switch (w->format) {
+    case TD_W_MXFP4:
+        return act && c->q.o.act_i8 ? CPU_MX_I8 : dot ? CPU_MX_BF16 : CPU_MX_F32;
+    case TD_W_FP8:
+        return dot ? CPU_FP8_BF16 : CPU_FP8_F32;
+    case TD_W_BF16:
+        return dot ? CPU_BF16 : CPU_BF16_F32;
+    default:
         return CPU_F32;
-    return c->kernels->dot_bf16 && operand_is_act && c->q.o.act == TD_BF16 ? CPU_BF16
-                                                                           : CPU_BF16_F32;
+    }
+}
+
+uint32_t td_cpu_words(cpu_path path, uint32_t k)
+{
+    const struct form *f = &forms[path];
+    return (k + f->unit - 1) / f->unit * f->unit_words;
 }
 
 cpu_rows td_cpu_rows(const cpu_queue *c, const uint32_t *words, uint32_t n, uint32_t steps)
@@ -24,7 +49,8 @@ cpu_rows td_cpu_rows(const cpu_queue *c, const uint32_t *words, uint32_t n, uint
     return (cpu_rows){words, n, (n + most - 1) / most, steps};
 }
 
-enum { CHUNK = 64 }; /* words of a row that are laid out at a time */
+/* Elements of a row that are laid out at a time, a multiple of every unit; and their words. */
+enum { CHUNK_ELEMS = 128, CHUNK = 128 };
 
 /* dst[step][rows] = src[row][step]. */
 static void interleave(uint32_t (*src)[CHUNK], uint32_t rows, uint32_t n, uint32_t *dst)
@@ -54,37 +80,69 @@ static void interleave(uint32_t (*src)[CHUNK], uint32_t rows, uint32_t n, uint32
             dst[(size_t)j * rows + r] = src[r][j];
 }
 
-/* n words of a row from element at on; zeros behind its k elements. */
-static void take_words(const cpu_kernels *kernels, cpu_path path, const float *a, uint32_t k,
-                       int round, uint32_t at, uint32_t n, uint32_t *dst)
+/* Words of pairs (0, 1), (2, 3): as (0, 2), (1, 3). MXFP4 takes those of 8 k as (0, 2), (4, 6), (1,
+ * 3), (5, 7): the order in which its nibbles come out. */
+static void reorder_pairs(cpu_path path, uint32_t *words, uint32_t n)
 {
-    uint32_t each = path == CPU_BF16 ? 2 : 1, whole = (k - at) / each < n ? (k - at) / each : n;
-    if (path == CPU_BF16) {
-        kernels->to_bf16(a + at, dst, whole);
-    } else {
-        memcpy(dst, a + at, whole * sizeof *dst);
-        for (uint32_t i = 0; round && i < whole; i++)
-            dst[i] = (uint32_t)ref_f32_to_bf16(a[at + i]) << 16;
+    for (uint32_t i = 0; i < n; i += 2) {
+        uint32_t a = words[i], b = words[i + 1];
+        words[i] = (a & 0xffffu) | b << 16;
+        words[i + 1] = a >> 16 | (b & 0xffff0000u);
     }
-    for (uint32_t i = whole; i < n; i++)
-        dst[i] = path == CPU_BF16 && at + 2 * i < k ? ref_f32_to_bf16(a[at + 2 * i]) : 0;
+    for (uint32_t i = 1; path == CPU_MX_BF16 && i < n; i += 4) {
+        uint32_t x = words[i];
+        words[i] = words[i + 1];
+        words[i + 1] = x;
+    }
+}
+
+/* n elements at a, a whole number of units, as words. */
+static void take_words(const cpu_kernels *kernels, cpu_path path, const float *a, int round,
+                       uint32_t n, uint32_t *dst)
+{
+    switch (path) {
+    case CPU_BF16:
+        kernels->to_bf16(a, dst, n / 2);
+        return;
+    case CPU_MX_BF16:
+    case CPU_FP8_BF16:
+        kernels->to_bf16(a, dst, n / 2);
+        reorder_pairs(path, dst, n / 2);
+        return;
+    case CPU_MX_I8:
+        for (uint32_t i = 0; i < n; i += 32, dst += CPU_I8_WORDS)
+            kernels->to_i8(a + i, dst);
+        return;
+    default:
+        memcpy(dst, a, n * sizeof *dst);
+        for (uint32_t i = 0; round && i < n; i++)
+            dst[i] = (uint32_t)ref_f32_to_bf16(a[i]) << 16;
+    }
 }
 
 void td_cpu_pack_tile(const cpu_kernels *kernels, cpu_path path, const cpu_source *src,
                       const cpu_rows *rows, uint32_t tile, uint32_t *words)
 {
     uint32_t r0 = cpu_tile_row(rows, tile), n = cpu_tile_row(rows, tile + 1) - r0;
-    uint32_t *dst = words + (size_t)r0 * rows->steps, each = path == CPU_BF16 ? 2 : 1;
-    uint32_t part[CPU_ROWS_MAX][CHUNK];
-    for (uint32_t at = 0; at < rows->steps; at += CHUNK) {
-        uint32_t len = rows->steps - at < CHUNK ? rows->steps - at : CHUNK;
+    uint32_t *dst = words + (size_t)r0 * rows->steps, part[CPU_ROWS_MAX][CHUNK];
+    for (uint32_t at = 0; at < src->k; at += CHUNK_ELEMS) {
+        uint32_t len = src->k - at < CHUNK_ELEMS ? src->k - at : CHUNK_ELEMS,
+                 whole = (len + forms[path].unit - 1) / forms[path].unit * forms[path].unit,
+                 n_words = td_cpu_words(path, len);
         for (uint32_t r = 0; r < n; r++) {
             uint32_t row = src->list ? src->list[r0 + r] : r0 + r;
-            take_words(kernels, path, src->a + row * src->stride, src->k, src->round, at * each,
-                       len, n == 1 ? dst + at : part[r]);
+            const float *a = src->a + row * src->stride + at;
+            float padded[CHUNK_ELEMS];
+            if (len < whole) { /* zeros behind the last element */
+                memset(padded, 0, sizeof padded);
+                memcpy(padded, a, len * sizeof *a);
+                a = padded;
+            }
+            take_words(kernels, path, a, src->round, whole, n == 1 ? dst : part[r]);
         }
         if (n > 1)
-            interleave(part, n, len, dst + (size_t)at * n);
+            interleave(part, n, n_words, dst);
+        dst += (size_t)n_words * n;
     }
 }
 
@@ -99,19 +157,40 @@ static cpu_tile_fn widest(const cpu_product *p, uint32_t rows, uint32_t left, ui
     return fn[i];
 }
 
+/* Where the block that begins at `at` ends. A chain is never longer than its block (K plan); an
+ * MXFP4 chain is a group, so there a block is only what many rows should find in the cache. */
+static uint32_t block_end(const cpu_product *p, uint32_t at)
+{
+    uint32_t end = at + TD_KPLAN_GEMM_BLOCK;
+    if (p->path == CPU_FP8_F32 || p->path == CPU_FP8_BF16)
+        end = at / TD_FP8_BLOCK * TD_FP8_BLOCK + TD_FP8_BLOCK;
+    else if (forms[p->path].step == TD_MX_GROUP && p->tile1 - p->tile0 == 1)
+        end = p->k1;
+    return end < p->k1 ? end : p->k1;
+}
+
+static const uint8_t *scales_of(const cpu_product *p, uint32_t at)
+{
+    size_t bytes = p->w->v.format == TD_W_FP8 ? (size_t)(at / TD_FP8_BLOCK) * LANES * sizeof(float)
+                                              : (size_t)(at / TD_MX_GROUP) * LANES;
+    return p->w->packed + p->w->scales_at + bytes;
+}
+
 void td_cpu_multiply(const cpu_product *p, float *sums)
 {
     const cpu_tensor *w = p->w;
-    size_t stride = (size_t)p->count * LANES;
-    uint32_t row0 = cpu_tile_row(p->rows, p->tile0), pairs = p->path == CPU_BF16;
-    const uint8_t *panels =
-        w->packed + ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
+    const struct form *f = &forms[p->path];
+    size_t stride = (size_t)p->count * LANES,
+           first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
+    uint32_t row0 = cpu_tile_row(p->rows, p->tile0);
     for (uint32_t at = p->k0, end; at < p->k1; at = end) {
-        end = p->k1 - at > TD_KPLAN_GEMM_BLOCK ? at + TD_KPLAN_GEMM_BLOCK : p->k1;
-        uint32_t word = pairs ? at / 2 : at;
-        size_t byte = (size_t)(p->path == CPU_F32 ? at : at / 2) * 64;
+        end = block_end(p, at);
+        uint32_t word = td_cpu_words(p->path, at);
+        const uint8_t *codes = w->packed + first + (size_t)at * f->panel_bytes,
+                      *scales = scales_of(p, at) + first;
         cpu_tile t = {.w_stride = w->panel_bytes,
-                      .steps = cpu_steps(p->path, end - at),
+                      .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
+                                                       : (end - at + f->step - 1) / f->step,
                       .sum_stride = stride,
                       .first = at == p->k0};
         for (uint32_t i = p->tile0; i < p->tile1; i++) {
@@ -119,7 +198,8 @@ void td_cpu_multiply(const cpu_product *p, float *sums)
             t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
             for (uint32_t x = 0; x < p->count; x += step) {
                 cpu_tile_fn fn = widest(p, n, p->count - x, &step);
-                t.w = panels + x * w->panel_bytes + byte;
+                t.w = codes + x * w->panel_bytes;
+                t.scales = scales + x * w->panel_bytes;
                 t.sum = sums + (r0 - row0) * stride + (size_t)x * LANES;
                 fn(&t);
             }
@@ -286,7 +366,7 @@ static int lay_out(gemm_job *j, uint32_t n_w)
         operand *a = &j->operands[j->path[o]];
         if (a->rows.n)
             continue;
-        a->rows = td_cpu_rows(c, NULL, j->n_rows, cpu_steps(j->path[o], k));
+        a->rows = td_cpu_rows(c, NULL, j->n_rows, td_cpu_words(j->path[o], k));
         a->head_words = (size_t)j->n_rows * a->rows.steps;
         words += g->n_heads * a->head_words;
     }

@@ -68,7 +68,7 @@ void td_cpu_route(td_queue *q, const td_step *s, const td_route *a)
     size_t elems = (size_t)s->n_rows * a->w->k;
     if (!s->n_rows || td_cpu_need_operand(c, elems + s->n_rows) < 0)
         return;
-    j.rows = td_cpu_rows(c, c->operand, s->n_rows, cpu_steps(j.path, a->w->k));
+    j.rows = td_cpu_rows(c, c->operand, s->n_rows, td_cpu_words(j.path, a->w->k));
     td_cpu_run(c, route_pack, &j, j.rows.n_tiles, elems / 8);
     j.group = td_cpu_group(c, s->n_rows, a->w->n_panels);
     td_cpu_run(c, route_scores, &j, (a->w->n_panels + j.group - 1) / j.group, elems * a->w->n);
@@ -159,7 +159,7 @@ static cpu_rows rows_of(const moe_job *j, uint32_t e, const td_tensor *w, size_t
 {
     cpu_path path = td_cpu_path(j->c, w, 1);
     return td_cpu_rows(j->c, j->c->operand + j->start[e] * words, j->start[e + 1] - j->start[e],
-                       cpu_steps(path, w->k));
+                       td_cpu_words(path, w->k));
 }
 
 static void pack(const moe_job *j, uint32_t item, const td_tensor *own, const td_tensor *shared,
@@ -299,13 +299,13 @@ static int prepare(moe_job *j)
     const td_moe *a = j->a;
     cpu_queue *c = j->c;
     j->n_pairs = j->n_rows * slots_of(a);
-    j->up_words = cpu_steps(td_cpu_path(c, a->gate, 1), a->gate->k);
-    j->down_words = cpu_steps(td_cpu_path(c, a->down, 1), a->down->k);
+    j->up_words = td_cpu_words(td_cpu_path(c, a->gate, 1), a->gate->k);
+    j->down_words = td_cpu_words(td_cpu_path(c, a->down, 1), a->down->k);
     if (a->shared_gate) {
         j->up_words =
-            widest(j->up_words, cpu_steps(td_cpu_path(c, a->shared_gate, 1), a->shared_gate->k));
-        j->down_words =
-            widest(j->down_words, cpu_steps(td_cpu_path(c, a->shared_down, 1), a->shared_down->k));
+            widest(j->up_words, td_cpu_words(td_cpu_path(c, a->shared_gate, 1), a->shared_gate->k));
+        j->down_words = widest(j->down_words,
+                               td_cpu_words(td_cpu_path(c, a->shared_down, 1), a->shared_down->k));
     }
     if (td_cpu_need_lists(c, 4ul * j->n_pairs + 3ul * (j->n_groups + 1)) < 0 ||
         td_cpu_need_operand(c, j->n_pairs * widest(j->up_words, j->down_words)) < 0)

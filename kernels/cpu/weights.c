@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Packing: from the checkpoint's rows to panels of 16 outputs in huge pages. F32: [k][16]. BF16:
- * [k / 2][16][2], so that 64 bytes are two k of 16 outputs. Outputs past n and the odd k are
- * zero. */
+/* Packing: from the checkpoint's rows to panels of 16 outputs in huge pages. 64 bytes are 16
+ * outputs and
+ * F32: one k.   BF16: two k.   FP8: four k, in bytes.
+ * MXFP4: eight k; byte j of an output's four has k = j below and k = 4 + j above.
+ * Behind a panel's codes stand its scales: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0. Outputs past
+ * n and k past K are zero. */
 #include <emmintrin.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "base/bug.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/formats.h"
 
 #include "base/banned.h"
 
@@ -48,17 +53,30 @@ static void give_bytes(uint8_t *p, size_t map)
         free(p);
 }
 
+/* Sizes of a panel. */
+static void lay_out(cpu_tensor *w, size_t k)
+{
+    static const uint8_t k_of_line[TD_WEIGHT_FORMATS] = {
+        [TD_W_F32] = 1, [TD_W_BF16] = 2, [TD_W_FP8] = 4, [TD_W_MXFP4] = 8};
+    size_t each = k_of_line[w->v.format], scales = 0;
+    w->scales_at = (k + each - 1) / each * 64;
+    if (w->v.format == TD_W_FP8)
+        scales = (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK * LANES * sizeof(float);
+    if (w->v.format == TD_W_MXFP4)
+        scales = k / TD_MX_GROUP * LANES;
+    w->panel_bytes = w->scales_at + (scales + 63) / 64 * 64;
+}
+
 int td_cpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
                       td_tensor **ret_w)
 {
     cpu_tensor *w = calloc(1, sizeof *w);
     if (!w)
         return -ENOMEM;
-    w->v = (td_tensor){.slabs = n_slabs, .n = n, .k = k, .n_panels = (n + LANES - 1) / LANES};
-    w->v.format = format;
-    w->format = format == TD_W_BF16 ? TD_W_BF16 : TD_W_F32;
-    size_t steps = w->format == TD_W_F32 ? k : ((size_t)k + 1) / 2, bytes;
-    w->panel_bytes = steps * 64;
+    w->v = (td_tensor){
+        .slabs = n_slabs, .n = n, .k = k, .n_panels = (n + LANES - 1) / LANES, .format = format};
+    size_t bytes;
+    lay_out(w, k);
     if (__builtin_mul_overflow((size_t)w->v.n_panels * n_slabs, w->panel_bytes, &bytes) ||
         bytes > SIZE_MAX / 4 || !(w->packed = take_bytes(bytes, &w->map_bytes))) {
         free(w);
@@ -95,6 +113,51 @@ static void fill_bf16(uint8_t *dst, const td_weight_src *s, size_t at, uint32_t 
                (const char *)s->base + (at + i * s->k_stride) * 2, 2);
 }
 
+/* Nibbles of the low half to the low halves of four bytes. */
+static uint32_t spread(uint32_t x)
+{
+    return (x & 0xfu) | (x & 0xf0u) << 4 | (x & 0xf00u) << 8 | (x & 0xf000u) << 12;
+}
+
+/* Output `lane` of a panel from one row: at is in bytes, n the row within the slab. */
+static void fill_mxfp4(const cpu_tensor *w, uint8_t *panel, uint32_t lane, const td_weight_src *s,
+                       size_t at, uint32_t n)
+{
+    const uint8_t *codes = (const uint8_t *)s->base + at;
+    uint32_t groups = w->v.k / TD_MX_GROUP;
+    for (uint32_t i = 0; i < w->v.k / 8; i++) {
+        uint32_t x;
+        memcpy(&x, codes + (size_t)i * 4, 4);
+        x = spread(x) | spread(x >> 16) << 4;
+        memcpy(panel + (size_t)i * 64 + lane * 4ul, &x, 4);
+    }
+    for (uint32_t g = 0; g < groups; g++)
+        panel[w->scales_at + (size_t)g * LANES + lane] =
+            ((const uint8_t *)s->scales)[(size_t)n * groups + g];
+}
+
+/* The kernels do not know e4m3's NaN: where one is, the scale is NaN. */
+static void fill_fp8(const cpu_tensor *w, uint8_t *panel, uint32_t lane, const td_weight_src *s,
+                     size_t at, uint32_t n)
+{
+    const uint8_t *codes = (const uint8_t *)s->base + at;
+    uint32_t k = w->v.k, blocks = (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
+    const uint8_t *scales =
+        (const uint8_t *)s->scales + (size_t)(n / TD_FP8_BLOCK) * blocks * sizeof(float);
+    for (uint32_t b = 0; b < blocks; b++) {
+        uint32_t k0 = b * TD_FP8_BLOCK, k1 = k - k0 < TD_FP8_BLOCK ? k : k0 + TD_FP8_BLOCK;
+        float scale;
+        memcpy(&scale, scales + b * sizeof scale, sizeof scale);
+        for (uint32_t i = k0; i < k1; i++) {
+            if ((codes[i] & 0x7f) == 0x7f)
+                scale = NAN;
+            panel[(size_t)(i / 4) * 64 + lane * 4ul + i % 4] = codes[i];
+        }
+        memcpy(panel + w->scales_at + ((size_t)b * LANES + lane) * sizeof scale, &scale,
+               sizeof scale);
+    }
+}
+
 /* 16 rows of words side by side: dst[j][16] = row[j]. */
 static void fill_16(uint8_t *dst, const uint8_t *src, size_t row_bytes, uint32_t words)
 {
@@ -126,7 +189,7 @@ static uint32_t fill_panels(cpu_tensor *w, uint8_t *slab, uint32_t n0, uint32_t 
     size_t size = td_dtype_bytes(s->dtype);
     uint32_t done = 0, per_word = s->dtype == TD_F32 ? 1 : 2;
     if (n0 % LANES || s->k_stride != 1 || w->v.k % per_word ||
-        s->dtype != (w->format == TD_W_F32 ? TD_F32 : TD_BF16))
+        s->dtype != (w->v.format == TD_W_F32 ? TD_F32 : TD_BF16))
         return 0;
     for (; done + LANES <= n_rows; done += LANES)
         fill_16(slab + (n0 + done) / LANES * w->panel_bytes,
@@ -142,16 +205,20 @@ void td_cpu_weight_fill(td_tensor *tensor, uint32_t slab, uint32_t n0, uint32_t 
     int quantised = w->v.format == TD_W_FP8 || w->v.format == TD_W_MXFP4;
     TD_BUG_ON(slab >= w->v.slabs || n0 + n_rows > w->v.n);
     TD_BUG_ON(quantised ? !src->scales : src->dtype > TD_F16);
-    TD_BUG_ON(w->format == TD_W_BF16 && src->dtype != TD_BF16);
+    TD_BUG_ON(w->v.format == TD_W_BF16 && src->dtype != TD_BF16);
     uint8_t *base = w->packed + (size_t)slab * w->v.n_panels * w->panel_bytes;
-    size_t at = slab * src->slab_stride;
-    for (uint32_t i = fill_panels(w, base, n0, n_rows, src, at); i < n_rows; i++) {
-        uint8_t *dst = base + (n0 + i) / LANES * w->panel_bytes + (n0 + i) % LANES * 4;
-        if (quantised)
-            td_ref_decode_row(src, at + i * src->n_stride, n0 + i, w->v.k, LANES, (float *)dst);
+    size_t first = slab * src->slab_stride;
+    for (uint32_t i = quantised ? 0 : fill_panels(w, base, n0, n_rows, src, first); i < n_rows;
+         i++) {
+        uint32_t n = n0 + i, lane = n % LANES;
+        uint8_t *panel = base + n / LANES * w->panel_bytes;
+        size_t at = first + i * src->n_stride;
+        if (w->v.format == TD_W_MXFP4)
+            fill_mxfp4(w, panel, lane, src, at, n);
+        else if (w->v.format == TD_W_FP8)
+            fill_fp8(w, panel, lane, src, at, n);
         else
-            (w->format == TD_W_F32 ? fill_f32 : fill_bf16)(dst, src, at + i * src->n_stride,
-                                                           w->v.k);
+            (w->v.format == TD_W_F32 ? fill_f32 : fill_bf16)(panel + lane * 4ul, src, at, w->v.k);
     }
 }
 
@@ -188,13 +255,39 @@ uint64_t td_cpu_weight_bytes(const td_tensor *w)
     return w->bytes;
 }
 
+static void row_of_fp8(const cpu_tensor *w, const uint8_t *panel, uint32_t lane, float *ret_row)
+{
+    for (uint32_t k = 0; k < w->v.k; k++) {
+        float scale;
+        memcpy(&scale,
+               panel + w->scales_at + ((size_t)(k / TD_FP8_BLOCK) * LANES + lane) * sizeof scale,
+               sizeof scale);
+        ret_row[k] = td_e4m3_to_f32(panel[(size_t)(k / 4) * 64 + lane * 4ul + k % 4]) * scale;
+    }
+}
+
+static void row_of_mxfp4(const cpu_tensor *w, const uint8_t *panel, uint32_t lane, float *ret_row)
+{
+    for (uint32_t k = 0; k < w->v.k; k++) {
+        uint8_t scale = panel[w->scales_at + (size_t)(k / TD_MX_GROUP) * LANES + lane],
+                code = panel[(size_t)(k / 8) * 64 + lane * 4ul + k % 4];
+        ret_row[k] = 0.5f * (float)td_e2m1_doubled[k % 8 < 4 ? code & 15 : code >> 4] *
+                     td_e8m0_to_f32(scale);
+    }
+}
+
 void td_cpu_weight_row(const td_tensor *tensor, uint32_t n, float *ret_row)
 {
     const cpu_tensor *w = cpu_tensor_of(tensor);
-    const uint8_t *src = w->packed + n / LANES * w->panel_bytes + n % LANES * 4;
-    if (w->format == TD_W_F32) {
+    uint32_t lane = n % LANES;
+    const uint8_t *panel = w->packed + n / LANES * w->panel_bytes, *src = panel + lane * 4ul;
+    if (w->v.format == TD_W_F32) {
         for (uint32_t k = 0; k < w->v.k; k++)
             memcpy(ret_row + k, src + (size_t)k * 64, 4);
+        return;
+    }
+    if (w->v.format != TD_W_BF16) {
+        (w->v.format == TD_W_FP8 ? row_of_fp8 : row_of_mxfp4)(w, panel, lane, ret_row);
         return;
     }
     for (uint32_t k = 0; k < w->v.k; k++) {
