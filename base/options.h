@@ -23,6 +23,7 @@ enum td_section {
     TD_SEC_KEYS = 128,
     TD_SEC_MODEL = 256,
     TD_SEC_QUANTIZE = 512,
+    TD_SEC_EVAL = 1024,
 };
 
 typedef enum td_opt_type {
@@ -61,8 +62,8 @@ typedef struct td_options {
  * /etc/tandem/tandem.conf when it exists). 0, -EINVAL, or why the file cannot be read, with text.
  */
 int td_options_parse(td_options *o, int sections, int argc, char **argv, td_err *reterr_err);
-/* Refuse more than n arguments that are not options: -EINVAL with text, and then o is done, as after
- * a failed td_options_parse(). */
+/* Refuse more than n arguments that are not options: -EINVAL with text, and then o is done, as
+ * after a failed td_options_parse(). */
 int td_options_at_most(td_options *o, int n, td_err *reterr_err);
 void td_options_done(td_options *o);
 

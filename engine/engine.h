@@ -90,6 +90,9 @@ typedef struct td_step_item {
                                 * computed id i, with prompt_top alternatives; the last prompt row
                                 * has no following id: entry untouched */
     uint32_t prompt_top;
+    /* NULL, or called with the logits [vocab_size] of every computed row, in order of position */
+    void (*visit)(void *arg, size_t position, const float *logits);
+    void *visit_arg;
 } td_step_item;
 
 /* Run one step. samples: room for the sum of n_samples, in item order. After success each

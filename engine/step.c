@@ -71,24 +71,34 @@ static int run_logits(td_engine *e, uint32_t n)
     return e->be->finish(e->queue);
 }
 
-/* Prompt logprobs of one item, in groups of as many rows as the logits buffer holds. */
-static int prompt_logprobs(td_engine *e, const td_step_item *it, uint32_t first_row)
+/* Logprobs and visits of the rows [at, at + n) of one item. */
+static void show_rows(const td_engine *e, const td_step_item *it, uint32_t at, uint32_t n)
 {
     const td_seq *s = it->seq;
-    uint32_t vocab = e->model->config.vocab, left = it->n_tokens;
-    if (s->n_computed + left == s->n_ids)
-        left--; /* the last id has no follower */
-    for (uint32_t at = 0; at < left;) {
-        uint32_t n = left - at < e->limits.max_seqs ? left - at : e->limits.max_seqs;
+    uint32_t vocab = e->model->config.vocab;
+    for (uint32_t i = 0; i < n; i++) {
+        const float *logits = e->buf.logits + (size_t)i * vocab;
+        size_t position = s->n_computed + at + i;
+        if (it->visit)
+            it->visit(it->visit_arg, position, logits);
+        if (it->ret_prompt_lp && position + 1 < s->n_ids) /* the last id has no follower */
+            td_sampler_logprob(logits, vocab, s->ids[position + 1], it->prompt_top,
+                               &it->ret_prompt_lp[at + i]);
+    }
+}
+
+/* Logits of every row of one item, in groups of as many rows as the logits buffer holds. */
+static int every_row(td_engine *e, const td_step_item *it, uint32_t first_row)
+{
+    for (uint32_t at = 0; at < it->n_tokens;) {
+        uint32_t left = it->n_tokens - at,
+                 n = left < e->limits.max_seqs ? left : e->limits.max_seqs;
         for (uint32_t i = 0; i < n; i++)
             e->logit_rows[i] = first_row + at + i;
         int r = run_logits(e, n);
         if (r < 0)
             return r;
-        for (uint32_t i = 0; i < n; i++)
-            td_sampler_logprob(e->buf.logits + (size_t)i * vocab, vocab,
-                               s->ids[s->n_computed + at + i + 1], it->prompt_top,
-                               &it->ret_prompt_lp[at + i]);
+        show_rows(e, it, at, n);
         at += n;
     }
     return 0;
@@ -167,8 +177,8 @@ static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sam
     (e->model->config.arch == TD_ARCH_GLM_MOE_DSA ? td_glm_moe_dsa_forward : td_qwen3_forward)(e);
     int r = e->be->finish(e->queue);
     for (uint32_t i = 0, row = 0; r >= 0 && i < n_items; row += items[i++].n_tokens)
-        if (items[i].ret_prompt_lp)
-            r = prompt_logprobs(e, &items[i], row);
+        if (items[i].ret_prompt_lp || items[i].visit)
+            r = every_row(e, &items[i], row);
     return r < 0 ? r : last_rows(e, items, n_items, ret_samples);
 }
 
