@@ -113,6 +113,8 @@ static void send_ticket(td_decode_desk *d, td_decode_job *j)
             : 1;
     t.has_host_id = h->host_id[0] != 0;
     t.host_id = td_worker_bin(h->host_id, strlen(h->host_id));
+    t.has_mac_key = h->kv_private;
+    t.mac_key = td_worker_bin(j->mac_key, sizeof j->mac_key);
     t.has_kv_key = h->has_kv_key;
     t.kv_key = td_worker_bin(h->kv_key, sizeof h->kv_key);
     m.ticket = &t;

@@ -16,6 +16,7 @@
 #include "base/strbuf.h"
 #include "engine/engine.h"
 #include "handoff/receive.h"
+#include "rpc/mac.h"
 #include "worker/job.h"
 
 struct Tandem__V1__ReserveRequest;
@@ -71,6 +72,7 @@ struct td_decode_job {
     uint32_t n_spare, held_blocks, generation;
     int granted, running;
     uint8_t ticket_id[16];
+    uint8_t mac_key[TD_MAC_KEY_BYTES]; /* of the ticket, on a private KV link */
     td_receive_block *blocks;
     td_in_first first[TD_CHOICES_MAX];
 

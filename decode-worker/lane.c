@@ -196,6 +196,7 @@ static int arrive(td_worker_lane *w, td_worker_job *job, td_err *err)
     j->granted = 1;
     j->generation = ++l->generation;
     td_random_bytes(j->ticket_id, sizeof j->ticket_id);
+    td_random_bytes(j->mac_key, sizeof j->mac_key);
     l->n_admitted += n_choices(j);
     l->base.n_reserved += n_waiting_blocks(j);
     td_worker_lane_note_blocks(&l->base);

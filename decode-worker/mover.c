@@ -15,6 +15,7 @@
 struct td_decode_mover {
     td_worker_mover base; /* jobs: granted and not settled */
     td_receive *receive;
+    int is_private; /* the KV link: messages are authenticated */
 };
 
 static void settle(td_decode_mover *m, td_decode_job *j)
@@ -53,6 +54,8 @@ static void grant(td_decode_mover *m, td_decode_job *j)
                           .credit_bytes = TD_DECODE_CREDIT_BYTES,
                           .deadline_us = j->base.deadline_us,
                           .user = j};
+    if (m->is_private)
+        g.mac_key = j->mac_key;
     memcpy(g.ticket, j->ticket_id, 16);
     td_list_add(&m->base.jobs, &j->base.mover_node);
     int r = td_receive_grant_add(m->receive, &g, td_now_us());
@@ -107,6 +110,7 @@ int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover 
     receive.ops.on_deliver = on_deliver;
     receive.ops.on_release = on_release;
     receive.arg = m;
+    m->is_private = td_link_kv_private(receive.link);
     int r = td_receive_open(&receive, &m->receive, reterr_err);
     if (r < 0)
         td_err_prefix(reterr_err, "--kv-listen");

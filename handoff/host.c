@@ -83,6 +83,7 @@ int td_host_init(td_host *h, const td_host_config *c)
         snprintf(h->name, sizeof h->name, "%s-%ld", c->decode ? "decode" : "prefill",
                  (long)getpid());
     snprintf(h->kv_endpoint, sizeof h->kv_endpoint, "%s", c->kv_endpoint ? c->kv_endpoint : "");
+    h->kv_private = c->kv_private;
     h->has_kv_key = c->kv_key != NULL;
     if (c->kv_key)
         memcpy(h->kv_key, c->kv_key, sizeof h->kv_key);

@@ -23,7 +23,7 @@ typedef struct td_host {
     uint32_t kv_blocks;
     char name[65], host_id[64];
     char kv_endpoint[256];
-    int has_kv_key;
+    int has_kv_key, kv_private;         /* private: each ticket has a mac key instead */
     uint8_t kv_key[TD_CURVE_KEY_BYTES]; /* of the KV socket, for tickets */
     struct Tandem__V1__Hello *hello;    /* for td_rpc_config; refers to this struct */
     td_host_load load;
@@ -37,6 +37,7 @@ typedef struct td_host_config {
     uint32_t kv_blocks, max_seqs;
     uint32_t max_context;    /* the model's, or less if the pool is smaller */
     const char *kv_endpoint; /* decode; NULL otherwise */
+    int kv_private;          /* decode: the KV link is private */
     const uint8_t *kv_key;   /* decode with keys: the KV socket's public key; NULL otherwise */
 } td_host_config;
 

@@ -14,10 +14,12 @@
 #include "handoff/plan.h"
 #include "handoff/wire.h"
 #include "rpc/frame.h"
+#include "rpc/mac.h"
 #include "base/banned.h"
 
 enum {
     PEERS_MAX = 128,
+    ACK_PARTS = 2,
     SEGMENT_FRAMES_MAX = 512, /* bounds what the receiver's libzmq holds of one message */
     SEGMENT_BYTES_MAX = 4 << 20,
     SCRATCH_BYTES = 12 << 20,
@@ -29,6 +31,7 @@ typedef struct peer {
     td_list node;
     char *endpoint;
     uint8_t key[TD_CURVE_KEY_BYTES]; /* with keys: of the decode worker */
+    int is_private;                  /* messages carry a mac */
     td_bulk *bulk;                   /* NULL: closed by force, frames still coming back */
     uint32_t n_pushes;
     uint64_t idle_us;
@@ -41,6 +44,8 @@ struct td_push {
     peer *peer;
     td_ticket_out t;
     void *user;
+    uint8_t mac_key[TD_MAC_KEY_BYTES]; /* private link */
+    uint64_t mac_seen;
     _Atomic uint32_t flight;
     td_push_block *blocks;
     uint32_t *crcs; /* [cap][n_groups] */
@@ -62,7 +67,8 @@ struct td_pusher {
     td_arena scratch;
     td_wire_segment segment;
     uint8_t head[TD_SEGMENT_HEAD_MAX];
-    td_bulk_part parts[SEGMENT_FRAMES_MAX + 3];
+    td_bulk_part parts[SEGMENT_FRAMES_MAX + 4];
+    td_mac *mac; /* when our KV link is private */
     td_push_stats stats;
 };
 
@@ -84,6 +90,11 @@ int td_pusher_open(const td_pusher_config *config, td_pusher **ret_pusher, td_er
     td_list_init(&p->peers);
     td_list_init(&p->pushes);
     td_arena_init(&p->scratch, SCRATCH_BYTES);
+    int r = td_link_kv_private(config->link) ? td_mac_new(&p->mac, reterr_err) : 0;
+    if (r < 0) {
+        td_pusher_close(p);
+        return r;
+    }
     *ret_pusher = p;
     return 0;
 }
@@ -114,6 +125,7 @@ static peer *peer_find(td_pusher *p, const td_push_ticket *k)
     for (td_list *l = p->peers.next; l != &p->peers; l = l->next) {
         peer *e = TD_LIST_ENTRY(l, peer, node);
         if (e->bulk && strcmp(e->endpoint, k->endpoint) == 0 &&
+            e->is_private == (k->mac_key != NULL) &&
             (!k->kv_key || memcmp(e->key, k->kv_key, sizeof e->key) == 0))
             return e;
     }
@@ -123,6 +135,15 @@ static peer *peer_find(td_pusher *p, const td_push_ticket *k)
 /* A router in error, or in other hands, sends our blocks to nobody but decode workers. */
 static int may_dial(td_pusher *p, const td_push_ticket *k, td_err *reterr_err)
 {
+    if (k->mac_key && !p->mac)
+        return td_err_set(
+            reterr_err, -EACCES,
+            "%s: its KV link is private and ours is curve: set kv-link and kv-private "
+            "alike on both sides",
+            k->endpoint);
+    if (!k->mac_key && !k->kv_key && p->mac)
+        return td_err_set(reterr_err, -EACCES,
+                          "%s: its ticket names no key: update the decode worker", k->endpoint);
     if (!td_link_keys(p->c.link) || !k->kv_key ||
         td_link_is_listed(p->c.link, k->kv_key, TD_ROLE_DECODE))
         return 0;
@@ -147,6 +168,7 @@ static int peer_get(td_pusher *p, const td_push_ticket *k, peer **ret_peer, td_e
         free(e);
         return td_err_set(reterr_err, -ENOMEM, "KV socket: out of memory");
     }
+    e->is_private = k->mac_key != NULL;
     if (k->kv_key)
         memcpy(e->key, k->kv_key, sizeof e->key);
     r = td_bulk_dial(endpoint, p->c.link, k->kv_key ? e->key : NULL, &e->bulk, reterr_err);
@@ -182,6 +204,8 @@ int td_push_begin(td_pusher *p, const td_push_ticket *k, uint64_t now_us, td_pus
     memcpy(key.id, k->id, 16);
     memcpy(key.decode_epoch, k->decode_epoch, 16);
     memcpy(key.prefill_epoch, p->c.epoch, 16);
+    if (k->mac_key)
+        td_mac_derive(k->mac_key, key.prefill_epoch, key.decode_epoch, s->mac_key);
     td_ticket_out_init(&s->t, &key, k->credit_bytes, k->deadline_us, now_us);
     s->pusher = p;
     s->user = k->user;
@@ -209,6 +233,21 @@ static void close_by_force(td_push *s, uint64_t now_us);
 /* Run one event through the ticket and do what it asks; the push may be freed. */
 static void step(td_push *s, const td_out_event *e, uint64_t now_us);
 
+/* Send a message whose preamble counts a mac on a private link. parts has room for one more. */
+static int send_parts(td_push *s, td_bulk_part *parts, uint32_t n)
+{
+    uint8_t mac[TD_MAC_PART_BYTES];
+    if (!s->peer->bulk)
+        return -EPIPE;
+    if (s->peer->is_private) {
+        int r = td_mac_sign(s->pusher->mac, s->mac_key, TD_MAC_PUSH, parts, n, mac);
+        if (r < 0)
+            return r;
+        parts[n++] = (td_bulk_part){.data = mac, .n = sizeof mac};
+    }
+    return td_bulk_send(s->peer->bulk, NULL, parts, n);
+}
+
 static int send_commit(td_push *s)
 {
     td_pusher *p = s->pusher;
@@ -232,10 +271,13 @@ static int send_commit(td_push *s)
     int n = td_wire_pack_commit(&c, body, cap);
     TD_BUG_ON(n < 0);
     uint8_t head[TD_PREAMBLE_BYTES];
-    td_preamble pre = {.major = TD_WIRE_MAJOR, .minor = TD_WIRE_MINOR, .type = TD_FRAME_KV_COMMIT};
+    td_preamble pre = {.major = TD_WIRE_MAJOR,
+                       .minor = TD_WIRE_MINOR,
+                       .type = TD_FRAME_KV_COMMIT,
+                       .n_attachments = s->peer->is_private != 0};
     td_preamble_pack(&pre, head);
-    td_bulk_part parts[2] = {{.data = head, .n = sizeof head}, {.data = body, .n = (size_t)n}};
-    return s->peer->bulk ? td_bulk_send(s->peer->bulk, NULL, parts, 2) : -EPIPE;
+    td_bulk_part parts[3] = {{.data = head, .n = sizeof head}, {.data = body, .n = (size_t)n}};
+    return send_parts(s, parts, 2);
 }
 
 /* Take blocks from `next` on until frames, bytes or runs of one segment are full. Returns payload
@@ -312,7 +354,7 @@ static int send_segment(td_push *s, uint64_t now_us)
     td_preamble pre = {.major = TD_WIRE_MAJOR,
                        .minor = TD_WIRE_MINOR,
                        .type = TD_FRAME_KV_SEGMENT,
-                       .n_attachments = (uint16_t)(n_frames + 1)};
+                       .n_attachments = (uint16_t)(n_frames + 1 + (s->peer->is_private != 0))};
     td_preamble_pack(&pre, pre_bytes);
     td_wire_payload_tag(bytes, tag);
     int n = td_wire_pack_segment(&p->segment, p->head, sizeof p->head);
@@ -320,7 +362,7 @@ static int send_segment(td_push *s, uint64_t now_us)
     p->parts[0] = (td_bulk_part){.data = pre_bytes, .n = sizeof pre_bytes};
     p->parts[1] = (td_bulk_part){.data = p->head, .n = (size_t)n};
     p->parts[2] = (td_bulk_part){.data = tag, .n = sizeof tag};
-    int r = s->peer->bulk ? td_bulk_send(s->peer->bulk, NULL, p->parts, n_frames + 3) : -EPIPE;
+    int r = send_parts(s, p->parts, n_frames + 3);
     if (r < 0)
         return r;
     if (!s->first_us)
@@ -466,6 +508,11 @@ static void on_ack(td_pusher *p, const peer *from, const td_wire_ack *ack, uint6
         /* a ticket is answered on its own connection; another's word is nobody's */
         if (s->peer != from || memcmp(s->t.key.id, ack->key.id, 16) != 0)
             continue;
+        if (from->is_private && td_mac_check(p->mac, s->mac_key, TD_MAC_ACK, from->bulk,
+                                             ACK_PARTS + 1, &s->mac_seen) < 0) {
+            count(&p->stats.drops[TD_DROP_MAC], 1);
+            return;
+        }
         td_out_event e = {.kind = TD_OUT_ACK,
                           .key = &ack->key,
                           .ack = ack->state,
@@ -491,8 +538,8 @@ static void receive(td_pusher *p, peer *e, uint64_t now_us)
             return;
         td_arena_reset(&p->scratch);
         const void *head = r == 0 ? td_bulk_part_data(e->bulk, 0, &len) : NULL;
-        if (!head || n != 2 || td_preamble_unpack(head, len, &pre) < 0 ||
-            pre.type != TD_FRAME_KV_ACK ||
+        if (!head || n != ACK_PARTS + (e->is_private != 0) ||
+            td_preamble_unpack(head, len, &pre) < 0 || pre.type != TD_FRAME_KV_ACK ||
             (head = td_bulk_part_data(e->bulk, 1, &len),
              td_wire_unpack_ack(head, len, &p->scratch, &ack)) < 0) {
             count(&p->stats.drops[TD_DROP_FORMAT], 1);
@@ -569,5 +616,6 @@ void td_pusher_close(td_pusher *p)
     while (!td_list_empty(&p->peers))
         peer_free(p, TD_LIST_ENTRY(p->peers.next, peer, node));
     td_arena_done(&p->scratch);
+    td_mac_free(p->mac);
     free(p);
 }

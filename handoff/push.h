@@ -23,8 +23,10 @@ typedef struct td_push td_push;
 typedef struct td_push_ticket {
     uint8_t id[16], decode_epoch[16];
     uint32_t attempt, generation;
-    const char *endpoint;  /* copied */
-    const uint8_t *kv_key; /* 32: public key of the KV socket there; NULL: it has none. Copied */
+    const char *endpoint;   /* copied */
+    const uint8_t *kv_key;  /* 32: public key of the KV socket there; NULL: it has none. Copied */
+    const uint8_t *mac_key; /* 16: the KV link is private, and messages are authenticated; else
+                             * NULL. Copied */
     uint64_t credit_bytes, deadline_us;
     void *user;
 } td_push_ticket;

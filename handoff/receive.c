@@ -14,6 +14,7 @@
 #include "handoff/plan.h"
 #include "handoff/wire.h"
 #include "rpc/frame.h"
+#include "rpc/mac.h"
 #include "base/banned.h"
 
 enum { ENDED_MAX = 1024, TURN_MESSAGES = 64, SCRATCH_BYTES = 12 << 20 };
@@ -25,6 +26,8 @@ typedef struct grant {
     td_bulk_peer from;
     td_ticket_key as_sent;
     int has_from;
+    uint8_t mac_key[TD_MAC_KEY_BYTES]; /* private link */
+    uint64_t mac_seen;
     void *user;
     /* NULL once ended: what is left is a tombstone that answers repeated commits */
     td_block *blocks;
@@ -37,7 +40,9 @@ struct td_receive {
     td_receive_config c;
     const td_kv_layout *layout;
     td_bulk *bulk;
-    td_map by_id; /* first 8 bytes of the ticket -> grant */
+    td_mac *mac;      /* private link; else NULL */
+    uint32_t n_parts; /* of the message at hand, its mac included */
+    td_map by_id;     /* first 8 bytes of the ticket -> grant */
     td_list open, ended;
     uint32_t n_ended;
     td_arena scratch;
@@ -71,6 +76,8 @@ int td_receive_open(const td_receive_config *config, td_receive **ret_receive, t
                    TD_KV_FRAME_MAX);
     else
         e = td_bulk_bind(config->endpoint, config->link, &r->bulk, reterr_err);
+    if (e == 0 && td_link_kv_private(config->link))
+        e = td_mac_new(&r->mac, reterr_err);
     if (e < 0) {
         td_receive_close(r);
         return e;
@@ -159,6 +166,9 @@ int td_receive_grant_add(td_receive *r, const td_receive_grant *spec, uint64_t n
     if (!g)
         return -ENOMEM;
     td_list_init(&g->node);
+    TD_BUG_ON((r->mac != NULL) != (spec->mac_key != NULL));
+    if (spec->mac_key)
+        memcpy(g->mac_key, spec->mac_key, sizeof g->mac_key);
     int e = grant_fill(g, spec, r->layout->n_groups);
     if (e == 0)
         e = td_map_put(&r->by_id, key, g, NULL);
@@ -188,22 +198,38 @@ int td_receive_grant_add(td_receive *r, const td_receive_grant *spec, uint64_t n
     return 0;
 }
 
-static void send_ack(td_receive *r, const td_bulk_peer *peer, const td_wire_ack *ack)
+/* g: whose key makes the answer authentic on a private link. Without one (an unknown ticket) nobody
+ * would believe it there: the sender hears of it by its router. */
+static void send_ack(td_receive *r, const td_bulk_peer *peer, const td_wire_ack *ack,
+                     const grant *g)
 {
-    uint8_t head[TD_PREAMBLE_BYTES], body[512];
-    td_preamble p = {.major = TD_WIRE_MAJOR, .minor = TD_WIRE_MINOR, .type = TD_FRAME_KV_ACK};
+    uint8_t head[TD_PREAMBLE_BYTES], body[512], mac[TD_MAC_PART_BYTES], key[TD_MAC_KEY_BYTES];
+    td_preamble p = {.major = TD_WIRE_MAJOR,
+                     .minor = TD_WIRE_MINOR,
+                     .type = TD_FRAME_KV_ACK,
+                     .n_attachments = r->mac != NULL};
+    if (r->mac && !g)
+        return;
     td_preamble_pack(&p, head);
     int n = td_wire_pack_ack(ack, body, sizeof body);
     TD_BUG_ON(n < 0);
-    td_bulk_part parts[2] = {{.data = head, .n = sizeof head}, {.data = body, .n = (size_t)n}};
+    td_bulk_part parts[3] = {{.data = head, .n = sizeof head},
+                             {.data = body, .n = (size_t)n},
+                             {.data = mac, .n = sizeof mac}};
+    if (r->mac) {
+        td_mac_derive(g->mac_key, ack->key.prefill_epoch, ack->key.decode_epoch, key);
+        if (td_mac_sign(r->mac, key, TD_MAC_ACK, parts, 2, mac) < 0)
+            return;
+    }
     /* A lost ack does no harm: the sender asks again by repeating its commit. */
-    (void)td_bulk_send(r->bulk, peer, parts, 2);
+    (void)td_bulk_send(r->bulk, peer, parts, r->mac ? 3 : 2);
 }
 
 /* The answer names the sender as its frame does, so that a stale sender hears it too. */
 static void ack_ticket(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *as_sent,
-                       const td_ticket_in *t)
+                       const grant *g)
 {
+    const td_ticket_in *t = &g->t;
     td_wire_ack ack = {.key = *as_sent, .received_bytes = t->received_bytes, .code = t->code};
     ack.state = t->state == TD_IN_COMMITTED ? TD_ACK_COMMITTED
                 : td_ticket_in_ended(t)     ? TD_ACK_FAILED
@@ -211,7 +237,7 @@ static void ack_ticket(td_receive *r, const td_bulk_peer *peer, const td_ticket_
     if (t->why)
         memcpy(ack.reason, td_drop_name(t->why),
                TD_MIN(strlen(td_drop_name(t->why)), sizeof ack.reason - 1));
-    send_ack(r, peer, &ack);
+    send_ack(r, peer, &ack, g);
 }
 
 /* Do what the ticket's step asked for. */
@@ -235,7 +261,7 @@ static void act(td_receive *r, grant *g, const td_in_actions *a, const td_wire_c
 static void act_end(td_receive *r, grant *g, const td_in_actions *a)
 {
     if (a->ack && g->has_from)
-        ack_ticket(r, &g->from, &g->as_sent, &g->t);
+        ack_ticket(r, &g->from, &g->as_sent, g);
     act(r, g, a, NULL);
 }
 
@@ -244,7 +270,7 @@ static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_
 {
     count(r, a->drop);
     if (a->ack)
-        ack_ticket(r, peer, as_sent, &g->t);
+        ack_ticket(r, peer, as_sent, g);
     if (!a->drop) {
         g->from = *peer;
         g->as_sent = *as_sent;
@@ -253,16 +279,30 @@ static void act_frame(td_receive *r, grant *g, const td_in_actions *a, const td_
     act(r, g, a, c);
 }
 
+/* Private link: is the message at hand from the peer of the ticket, and new? */
+static int is_authentic(td_receive *r, grant *g, const td_ticket_key *k)
+{
+    uint8_t key[TD_MAC_KEY_BYTES];
+    if (!r->mac)
+        return 1;
+    td_mac_derive(g->mac_key, k->prefill_epoch, k->decode_epoch, key);
+    return td_mac_check(r->mac, key, TD_MAC_PUSH, r->bulk, r->n_parts, &g->mac_seen) == 0;
+}
+
 /* The grant a frame speaks of; an unknown one is answered, so that its sender need not wait for a
- * timeout. */
+ * timeout. A frame that is not authentic changes nothing. */
 static grant *find(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *k)
 {
     grant *g = td_map_get(&r->by_id, id_key(k->id));
-    if (g && memcmp(g->t.key.id, k->id, 16) == 0)
-        return g;
+    if (g && memcmp(g->t.key.id, k->id, 16) == 0) {
+        if (is_authentic(r, g, k))
+            return g;
+        count(r, TD_DROP_MAC);
+        return NULL;
+    }
     count(r, TD_DROP_UNKNOWN);
     td_wire_ack ack = {.key = *k, .state = TD_ACK_UNKNOWN};
-    send_ack(r, peer, &ack);
+    send_ack(r, peer, &ack, NULL);
     return NULL;
 }
 
@@ -381,7 +421,10 @@ static void on_message(td_receive *r, const td_bulk_peer *peer, uint32_t n_parts
     td_preamble p;
     const void *head = td_bulk_part_data(r->bulk, 0, &n);
     td_arena_reset(&r->scratch);
-    if (n_parts < 2 || td_preamble_unpack(head, n, &p) < 0 || p.n_attachments != n_parts - 2)
+    r->n_parts = n_parts;
+    if (r->mac && n_parts > 2) /* the mac stands behind everything else */
+        n_parts--;
+    if (n_parts < 2 || td_preamble_unpack(head, n, &p) < 0 || p.n_attachments != r->n_parts - 2)
         count(r, TD_DROP_FORMAT);
     else if (p.type == TD_FRAME_KV_SEGMENT)
         on_segment(r, peer, n_parts, now_us);
@@ -454,6 +497,7 @@ void td_receive_close(td_receive *r)
     while (!td_list_empty(&r->ended))
         grant_free(r, TD_LIST_ENTRY(r->ended.next, grant, node));
     td_bulk_close(r->bulk);
+    td_mac_free(r->mac);
     td_map_done(&r->by_id);
     td_arena_done(&r->scratch);
     free(r);

@@ -25,6 +25,7 @@ typedef struct td_receive_block {
 
 typedef struct td_receive_grant {
     uint8_t ticket[16];
+    const uint8_t *mac_key; /* 16, copied: on a private link; NULL elsewhere */
     uint32_t attempt, generation;
     const td_receive_block *blocks; /* the ticket's block space; copied */
     uint32_t n_blocks;
@@ -57,7 +58,8 @@ typedef struct td_receive_stats {
 typedef struct td_receive_config {
     const char *endpoint;
     td_kv_pool *pool; /* borrowed */
-    td_link *link;    /* keys; NULL: none. Outlives the receiver */
+    td_link *link;    /* keys; NULL: none. Outlives the receiver. Its KV door may be private: then
+                       * every message must be authentic (rpc/mac.h) before it is looked at */
     uint8_t model_hash[32], profile_id[16], epoch[16];
     td_receive_ops ops;
     void *arg;

@@ -134,6 +134,9 @@ int td_ticket_message_check(const Tandem__V1__Ticket *t, td_err *reterr_err)
     if (t->has_kv_key && t->kv_key.len != 32)
         return td_err_set(reterr_err, -EINVAL, "ticket: kv_key has %zu bytes, not 32",
                           t->kv_key.len);
+    if (t->has_mac_key && t->mac_key.len != 16)
+        return td_err_set(reterr_err, -EINVAL, "ticket: mac_key has %zu bytes, not 16",
+                          t->mac_key.len);
     if (t->deadline_ms == 0)
         return td_err_set(reterr_err, -EINVAL, "ticket: no time left");
     return 0;

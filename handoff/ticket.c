@@ -14,6 +14,7 @@ static const struct {
 } drops[TD_DROP_MAX] = {
     [TD_DROP_NONE] = {"none", TD_OK},
     [TD_DROP_UNKNOWN] = {"unknown", TD_ABORTED},
+    [TD_DROP_MAC] = {"mac", TD_DATA_LOSS},
     [TD_DROP_ATTEMPT] = {"attempt", TD_ABORTED},
     [TD_DROP_GENERATION] = {"generation", TD_ABORTED},
     [TD_DROP_EPOCH] = {"epoch", TD_ABORTED},

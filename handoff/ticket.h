@@ -34,6 +34,7 @@ typedef struct td_ticket_terms {
 typedef enum td_drop {
     TD_DROP_NONE,
     TD_DROP_UNKNOWN, /* no such ticket (used by shells) */
+    TD_DROP_MAC,     /* private link: not from its peer, or repeated (used by shells) */
     TD_DROP_ATTEMPT,
     TD_DROP_GENERATION,
     TD_DROP_EPOCH,     /* either boot epoch */

@@ -56,6 +56,7 @@ static void open_push(td_prefill_mover *m, td_prefill_job *j)
     td_push_ticket k = {.attempt = t->attempt,
                         .generation = t->generation,
                         .endpoint = endpoint,
+                        .mac_key = t->has_mac_key ? t->mac_key.data : NULL,
                         .kv_key = t->has_kv_key ? t->kv_key.data : NULL,
                         .credit_bytes = t->credit_bytes,
                         .deadline_us = j->push_deadline_us,

@@ -36,6 +36,7 @@ static int bulk_open(const char *endpoint, int dial, td_link *link, const uint8_
                              .max_frame_bytes = TD_BULK_PART_BYTES_MAX,
                              .hwm = BULK_HWM,
                              .link = link,
+                             .plain = td_link_kv_private(link) && !server_key,
                              .door = TD_DOOR_KV,
                              .server_key = server_key};
     int r = td_sock_open(endpoint, &config, &b->socket, reterr_err);
@@ -57,11 +58,11 @@ int td_bulk_bind(const char *endpoint, td_link *link, td_bulk **ret_bulk, td_err
 int td_bulk_dial(const char *endpoint, td_link *link, const uint8_t *server_key, td_bulk **ret_bulk,
                  td_err *reterr_err)
 {
-    if (td_link_keys(link) && !server_key)
+    if (td_link_keys(link) && !server_key && !td_link_kv_private(link))
         return td_err_set(
             reterr_err, -EACCES,
-            "%s: its ticket names no key, and here sockets have keys: give the decode "
-            "worker curve-secret and curve-peers",
+            "%s: its ticket names no key, and our KV link is curve: give the decode worker "
+            "curve-secret and curve-peers, or both sides kv-link = private",
             endpoint);
     return bulk_open(endpoint, 1, link, server_key, ret_bulk, reterr_err);
 }

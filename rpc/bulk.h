@@ -28,8 +28,9 @@ enum {
 typedef struct td_bulk td_bulk;
 
 /* Bind or dial the KV door. A dialled one connects in the background and again after a loss; until
- * then sends give -EAGAIN. link: keys, outlives the td_bulk; NULL: none. server_key: 32 bytes of
- * the binding side's public key, needed when the link has keys. */
+ * then sends give -EAGAIN. link: keys, outlives the td_bulk; NULL: none. A link whose KV door
+ * is private binds without CURVE, and dials so when server_key is NULL. server_key: 32 bytes of the
+ * binding side's public key, needed when the link has keys and is not private. */
 int td_bulk_bind(const char *endpoint, td_link *link, td_bulk **ret_bulk, td_err *reterr_err);
 int td_bulk_dial(const char *endpoint, td_link *link, const uint8_t *server_key, td_bulk **ret_bulk,
                  td_err *reterr_err);

@@ -14,6 +14,7 @@
 #include "base/bug.h"
 #include "base/clock.h"
 #include "base/secret.h"
+#include "rpc/network.h"
 #include "rpc/zap.h"
 #include "base/banned.h"
 
@@ -28,7 +29,8 @@ struct td_link {
     td_link_config c;
     char *peers_path;
     td_curve_pair pair;
-    int has_keys, zap;
+    int has_keys, zap, kv_private;
+    td_network network;   /* kv_private */
     pthread_mutex_t lock; /* peers, tallies' told */
     td_peers *peers;
     _Atomic uint32_t generation;
@@ -47,9 +49,8 @@ static const struct {
 };
 
 static const char *const reasons[TD_DENIED_MAX] = {
-    [TD_DENIED_KEY] = "unknown_key",
-    [TD_DENIED_ROLE] = "wrong_role",
-    [TD_DENIED_HANDSHAKE] = "handshake",
+    [TD_DENIED_KEY] = "unknown_key", [TD_DENIED_ROLE] = "wrong_role",
+    [TD_DENIED_ADDRESS] = "address", [TD_DENIED_HANDSHAKE] = "handshake",
     [TD_DENIED_REFUSED] = "refused",
 };
 
@@ -100,6 +101,26 @@ static int load(td_link *l, const td_link_config *c, td_err *err)
     return r;
 }
 
+static int load_private(td_link *l, const td_link_config *c, td_err *err)
+{
+    if (!c->kv_private)
+        return 0;
+    if (!*c->kv_private)
+        return td_err_set(
+            err, -EINVAL,
+            "kv-link = private needs kv-private = ADDRESS/BITS: the network on which KV "
+            "blocks may travel unencrypted");
+    if (!l->has_keys)
+        return td_err_set(err, -EINVAL,
+                          "kv-link = private needs curve-secret and curve-peers: the key of each "
+                          "ticket travels on the control link");
+    l->kv_private = 1;
+    int r = td_network_parse(c->kv_private, &l->network, err);
+    if (r < 0)
+        td_err_prefix(err, "kv-private");
+    return r;
+}
+
 int td_link_open(const td_link_config *config, td_link **ret_link, td_err *reterr_err)
 {
     td_link *l = calloc(1, sizeof *l);
@@ -108,8 +129,10 @@ int td_link_open(const td_link_config *config, td_link **ret_link, td_err *reter
     (void)mlock(&l->pair, sizeof l->pair); /* a limit on locked memory may forbid it */
     pthread_mutex_init(&l->lock, NULL);
     l->c = *config;
-    l->c.secret = l->c.peers = NULL;
+    l->c.secret = l->c.peers = l->c.kv_private = NULL;
     int r = load(l, config, reterr_err);
+    if (r == 0)
+        r = load_private(l, config, reterr_err);
     if (r == 0) {
         r = td_zap_start(l->has_keys, reterr_err);
         l->zap = r == 0;
@@ -200,6 +223,20 @@ int td_link_identify(td_link *l, const char *user_id, td_peer *ret_peer)
     return find(l, key, ret_peer);
 }
 
+int td_link_kv_private(const td_link *l)
+{
+    return l && l->kv_private;
+}
+
+int td_link_check_private(const td_link *l, const char *address, td_err *reterr_err)
+{
+    if (td_network_has(&l->network, address))
+        return 0;
+    return td_err_set(
+        reterr_err, -EACCES,
+        "%s: not in the network of kv-private: use an address of it, or kv-link = curve", address);
+}
+
 int td_link_is_listed(td_link *l, const uint8_t key[TD_CURVE_KEY_BYTES], td_role role)
 {
     td_peer p;
@@ -267,6 +304,20 @@ int td_link_decide(td_link *l, td_door door, const char *address, const void *ke
     return 0;
 }
 
+int td_link_decide_private(td_link *l, const char *address)
+{
+    uint64_t silent = 0;
+    if (td_network_has(&l->network, address))
+        return 1;
+    if (tell(l, TD_DOOR_KV, TD_DENIED_ADDRESS, &silent))
+        say(l, "link_denied", 1,
+            "door=%s address=%s reason=%s before=%llu remedy=\"the KV link is private: only the "
+            "network of kv-private may connect\"",
+            doors[TD_DOOR_KV].name, address, reasons[TD_DENIED_ADDRESS],
+            (unsigned long long)silent);
+    return 0;
+}
+
 static void failed_at_door(td_link *l, td_door door, const char *address, int event)
 {
     uint64_t silent = 0;
@@ -293,7 +344,12 @@ static void refused(td_link *l, td_door door, const char *endpoint, int event, u
         return;
     if (l->has_keys)
         td_curve_text(l->pair.public_key, key);
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH && door == TD_DOOR_KV && l->kv_private)
+        snprintf(why, sizeof why,
+                 "the %s at %.120s would not have us: its kv-private network does not hold our "
+                 "address, or its curve-peers not our key",
+                 who, endpoint);
+    else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         snprintf(why, sizeof why,
                  "the %s at %.120s refused our key %s: add our line to its curve-peers", who,
                  endpoint, key);

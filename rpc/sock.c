@@ -114,6 +114,19 @@ int td_endpoint_check(const char *endpoint, int has_keys, td_err *err)
                       "%.200s: not an endpoint: write ipc:///PATH or tcp://ADDRESS:PORT", endpoint);
 }
 
+/* The address of a checked tcp endpoint must be one of the private network. */
+static int check_plain(const char *endpoint, const td_link *l, td_err *err)
+{
+    char text[128];
+    if (endpoint[0] != 't')
+        return td_err_set(
+            err, -EINVAL,
+            "%s: a private KV link is a tcp:// address; for ipc:// use kv-link = curve", endpoint);
+    snprintf(text, sizeof text, "%s", endpoint + strlen("tcp://"));
+    *strrchr(text, ':') = 0;
+    return td_link_check_private(l, unbracket(text), err);
+}
+
 /* ---- the ipc file ---- */
 
 /* libzmq unlinks the path before it binds, also under a server that lives: so we look first. */
@@ -212,24 +225,27 @@ static int set_bytes(void *socket, int option, const void *value, size_t n)
 static int secure(void *socket, const char *endpoint, const td_sock_config *c, td_err *err)
 {
     char domain[TD_ZAP_DOMAIN_BYTES];
-    const td_curve_pair *pair = td_link_keys(c->link);
+    const td_curve_pair *pair = c->plain ? NULL : td_link_keys(c->link);
     TD_BUG_ON(pair && c->dial && !c->server_key);
-    int r = td_zap_watch(socket, c->link, c->door, c->dial, endpoint, domain);
+    int r = td_zap_watch(socket, c->link, c->door, c->dial, c->plain, endpoint, domain);
     if (r < 0)
         return td_err_set(err, r, "%s: cannot watch the socket: %s", endpoint, zmq_strerror(-r));
-    if (!pair)
-        return 0;
-    r = set_bytes(socket, ZMQ_CURVE_SECRETKEY, pair->secret_key, TD_CURVE_KEY_BYTES);
-    if (r == 0 && c->dial) {
+    if (c->plain && !c->dial) /* asks the handler about addresses */
+        r = set_bytes(socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain));
+    if (r == 0 && pair)
+        r = set_bytes(socket, ZMQ_CURVE_SECRETKEY, pair->secret_key, TD_CURVE_KEY_BYTES);
+    if (r == 0 && pair && c->dial) {
         r = set_bytes(socket, ZMQ_CURVE_PUBLICKEY, pair->public_key, TD_CURVE_KEY_BYTES);
         if (r == 0)
             r = set_bytes(socket, ZMQ_CURVE_SERVERKEY, c->server_key, TD_CURVE_KEY_BYTES);
-    } else if (r == 0) {
+    } else if (r == 0 && pair) {
         r = set_int(socket, ZMQ_CURVE_SERVER, 1);
         if (r == 0)
             r = set_bytes(socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain));
     }
-    return r < 0 ? td_err_set(err, r, "%s: cannot set a key: %s", endpoint, zmq_strerror(-r)) : 0;
+    return r < 0
+               ? td_err_set(err, r, "%s: cannot secure the socket: %s", endpoint, zmq_strerror(-r))
+               : 0;
 }
 
 static int attach(void *socket, const char *endpoint, const td_sock_config *c, td_err *err)
@@ -251,6 +267,8 @@ static int attach(void *socket, const char *endpoint, const td_sock_config *c, t
 int td_sock_open(const char *endpoint, const td_sock_config *c, void **ret_socket, td_err *err)
 {
     int r = td_endpoint_check(endpoint, td_link_keys(c->link) != NULL, err);
+    if (r == 0 && c->plain)
+        r = check_plain(endpoint, c->link, err);
     if (r < 0)
         return r;
     void *context = td_zmq_context_ref();

@@ -20,6 +20,7 @@ typedef struct td_sock_config {
     int hwm;                   /* messages per peer and direction; > 0 */
     td_link *link;             /* keys and watching; NULL: neither. Outlives the socket */
     td_door door;              /* with a link */
+    int plain;                 /* 1: no CURVE: the KV door of a link that says it is private */
     const uint8_t *server_key; /* dial with keys: 32 bytes of the other side's public key */
 } td_sock_config;
 

@@ -22,7 +22,7 @@
 #include "base/banned.h"
 
 enum {
-    REQUEST_PARTS = 7,    /* version, id, domain, address, routing id, mechanism, key */
+    REQUEST_PARTS = 7,    /* version, id, domain, address, routing id, mechanism, key (CURVE) */
     PART_BYTES_MAX = 256, /* what libzmq sends is shorter; a routing id has up to 255 */
     EVENTS_BUDGET = 64,   /* of one socket in one go */
     SELF_TEST_MS = 3000,
@@ -36,7 +36,7 @@ typedef struct watch {
     void *pair;   /* the monitor's other end; the thread's own */
     td_link *link;
     td_door door;
-    int dial, refused;
+    int dial, plain, refused;
     unsigned number;
     char domain[TD_ZAP_DOMAIN_BYTES], endpoint[256], address[INET6_ADDRSTRLEN];
 } watch;
@@ -101,13 +101,18 @@ static void reply(const request *q, const char *status, const char *text, const 
 static int decide(const request *q, char user_id[TD_CURVE_TEXT_BYTES])
 {
     int admit = 0;
-    if (q->bad || q->n != REQUEST_PARTS || strcmp(q->part[0], "1.0") != 0 ||
-        strcmp(q->part[5], "CURVE") != 0)
+    if (q->bad || q->n < REQUEST_PARTS - 1 || strcmp(q->part[0], "1.0") != 0)
         return 0;
+    int curve = q->n == REQUEST_PARTS && strcmp(q->part[5], "CURVE") == 0;
+    int null = q->n == REQUEST_PARTS - 1 && strcmp(q->part[5], "NULL") == 0;
     pthread_mutex_lock(&lock);
     TD_LIST_FOR (it, &watches) {
         watch *w = TD_LIST_ENTRY(it, watch, node);
-        if (w->socket && strcmp(w->domain, q->part[2]) == 0)
+        if (!w->socket || strcmp(w->domain, q->part[2]) != 0)
+            continue;
+        if (w->plain && null)
+            admit = td_link_decide_private(w->link, q->part[3]);
+        else if (!w->plain && curve)
             admit = td_link_decide(w->link, w->door, q->part[3], q->part[6], q->bytes[6], user_id);
     }
     pthread_mutex_unlock(&lock);
@@ -440,13 +445,13 @@ static int open_pair(void *socket, unsigned number, void **ret_pair)
     return 0;
 }
 
-int td_zap_watch(void *socket, td_link *l, td_door door, int dial, const char *endpoint,
+int td_zap_watch(void *socket, td_link *l, td_door door, int dial, int plain, const char *endpoint,
                  char ret_domain[TD_ZAP_DOMAIN_BYTES])
 {
     watch *w = calloc(1, sizeof *w);
     if (!w)
         return -ENOMEM;
-    *w = (watch){.socket = socket, .link = l, .door = door, .dial = dial};
+    *w = (watch){.socket = socket, .link = l, .door = door, .dial = dial, .plain = plain};
     snprintf(w->endpoint, sizeof w->endpoint, "%s", endpoint);
     pthread_mutex_lock(&lock);
     w->number = ++next_number;

@@ -16,8 +16,9 @@ int td_zap_start(int self_test, td_err *reterr_err);
 void td_zap_stop(void);
 
 /* Watch a socket from now until td_zap_forget(), before it binds or connects. Requests of its
- * domain are decided by the link for this door. 0; -ENOMEM, -EMFILE ... */
-int td_zap_watch(void *socket, td_link *l, td_door door, int dial, const char *endpoint,
+ * domain are decided by the link for this door; plain: by address instead of key. 0; -ENOMEM,
+ * -EMFILE ... */
+int td_zap_watch(void *socket, td_link *l, td_door door, int dial, int plain, const char *endpoint,
                  char ret_domain[TD_ZAP_DOMAIN_BYTES]);
 /* Before the socket is closed; unknown ones are fine. */
 void td_zap_forget(void *socket);

@@ -218,9 +218,18 @@ static void on_link_event(void *arg, const td_link_event *e)
 static int open_link(td_worker *w, td_err *err)
 {
     const td_options *o = &w->options;
+    const char *network = td_opt_str(o, TD_OPT_ID_KV_PRIVATE);
+    int is_private = strcmp(td_opt_str(o, TD_OPT_ID_KV_LINK), "private") == 0;
+    if (*network && !is_private)
+        return td_err_set(
+            err, -EINVAL,
+            "kv-private = %s does nothing with kv-link = curve: set kv-link = private, "
+            "or leave it out",
+            network);
     td_link_config lc = {.secret = td_opt_str(o, TD_OPT_ID_CURVE_SECRET),
                          .peers = td_opt_str(o, TD_OPT_ID_CURVE_PEERS),
                          .self = w->kind->decode ? TD_ROLE_DECODE : TD_ROLE_PREFILL,
+                         .kv_private = is_private ? network : NULL,
                          .on_event = on_link_event};
     int r = td_link_open(&lc, &w->link, err);
     if (r == 0 && (r = td_signal_add(w->loop, SIGHUP, on_hangup, w)) < 0)
@@ -315,8 +324,9 @@ static int open_host(td_worker *w, td_err *err)
                          .max_context =
                              (uint32_t)TD_MIN((uint64_t)info->max_context,
                                               (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
-                         .kv_endpoint = w->kind->kv_endpoint ? w->kind->kv_endpoint(w) : NULL};
-    if (w->kind->decode && td_link_keys(w->link))
+                         .kv_endpoint = w->kind->kv_endpoint ? w->kind->kv_endpoint(w) : NULL,
+                         .kv_private = td_link_kv_private(w->link)};
+    if (w->kind->decode && td_link_keys(w->link) && !td_link_kv_private(w->link))
         hc.kv_key = td_link_keys(w->link)->public_key;
     int r = td_host_init(&w->host, &hc);
     if (r < 0)

@@ -45,7 +45,10 @@ class Cluster:
     request, stream, metric, wait_health, json, chat = (Server.request, Server.stream, Server.metric, Server.wait_health,
                                                         Server.json, Server.chat)
 
-    def __init__(self, keys, host, peers=None, start=("router", "prefill", "decode")):
+    kv_host = None
+
+    def __init__(self, keys, host, peers=None, start=("router", "prefill", "decode"), extra=None):
+        self.extra = extra or {}  # role -> more options
         self.keys, self.link_host, self.peers, self.procs, self.logs = pathlib.Path(keys), host, peers or {}, {}, {}
         self.control, self.rpc = (f"tcp://{host}:{free_port(host)}" for _ in range(2))
         self.tmp = tempfile.TemporaryDirectory()
@@ -59,10 +62,10 @@ class Cluster:
         curve = ["--curve-secret", str(secret or self.keys / f"{name}.secret"), "--curve-peers", str(self.peers.get(role, self.keys / "peers"))]
         args = {"router": ["router", "--listen", "127.0.0.1:0", "--rpc-listen", self.rpc],
                 "prefill": ["prefill-worker", "--name", name],
-                "decode": ["decode-worker", "--name", name, "--kv-listen", f"tcp://{self.link_host}:0"]}[role]
+                "decode": ["decode-worker", "--name", name, "--kv-listen", f"tcp://{self.kv_host or self.link_host}:0"]}[role]
         log = open(f"{self.tmp.name}/{name}.log", "w")
         self.logs[name] = log.name
-        self.procs[name] = subprocess.Popen([TANDEM, *args, "--model", MODEL, "--control", self.control, *curve], stderr=log)
+        self.procs[name] = subprocess.Popen([TANDEM, *args, "--model", MODEL, "--control", self.control, *curve, *self.extra.get(role, ())], stderr=log)
 
     def log(self, name):
         return open(self.logs[name]).read()
@@ -154,7 +157,7 @@ def intruder(c, door, secret, server, raw=b"\x00" * 24):
     if secret:
         s.curve_secretkey, s.curve_publickey, s.curve_serverkey = secret, zmq.curve_public(secret), server
     s.connect(door)
-    connected = s.poll(int(250 * SLOW), zmq.POLLOUT)
+    connected = s.poll(250 if SLOW == 1 else 600, zmq.POLLOUT)
     if connected:
         s.send_multipart([raw, b""])
     heard = s.poll(300, zmq.POLLIN)
@@ -256,6 +259,42 @@ def refused_at_the_kv_door():
             c.wait_log("decode-1", r"link_denied door=kv address=127.0.0.1 reason=unknown_key")
 
 
+def private_kv_link():
+    """KV blocks readable and authenticated on a network of one's own: the same answers; who is outside gets in nowhere."""
+    with Server() as s:
+        one = answer(s)
+    with tempfile.TemporaryDirectory() as tmp:
+        make_keys(f"{tmp}/keys")
+        host = own_address() or "127.0.0.1"
+        private = ("--kv-link", "private", "--kv-private", f"{host}/32")
+        with Cluster(f"{tmp}/keys", host, extra={"prefill": private, "decode": private}) as c:
+            c.wait_health(200)
+            check(answer(c) == one and answer(c) == one, "tokens depend on the link")
+            kv = c.wait_log("decode-1", r" kv=(tcp://\S+)")
+            check(intruder(c, kv, key(c.keys, "prefill-1.secret"), key(c.keys, "decode-1.public")) == (0, 0), "CURVE at a plain door")
+            connected, heard = intruder(c, kv, None, None)
+            check(connected and not heard, "a stranger of the network gets no answer")
+            check(answer(c) == one, "the cluster goes on")
+        # one side private, the other not: said at once, and the client gets a typed error
+        with Cluster(f"{tmp}/keys", host, extra={"decode": private}) as c:
+            c.wait_health(200)
+            status, _, data = c.request("POST", "/v1/chat/completions", {**BODY, "stream": False})
+            check(status >= 500 and json.loads(data)["error"]["code"], (status, data))
+            c.wait_log("prefill-1", "push_refused .*its KV link is private and ours is curve")
+        # 127.0.0.1 dials 127.0.0.9: not of its network
+        private = ("--kv-link", "private", "--kv-private", "127.0.0.8/29")
+        Cluster.kv_host = "127.0.0.9"
+        try:
+            with Cluster(f"{tmp}/keys", "127.0.0.1", extra={"prefill": private, "decode": private}) as c:
+                c.wait_health(200)
+                status, _, data = c.request("POST", "/v1/chat/completions", {**BODY, "stream": False})
+                check(status >= 500 and json.loads(data)["error"]["code"], (status, data))
+                c.wait_log("decode-1", "link_denied door=kv address=127.0.0.1 reason=address")
+                c.wait_log("prefill-1", "link_refused door=kv .*would not have us")
+        finally:
+            Cluster.kv_host = None
+
+
 def mistakes_are_explained():
     with tempfile.TemporaryDirectory() as tmp:
         make_keys(f"{tmp}/keys")
@@ -278,6 +317,15 @@ def mistakes_are_explained():
         (k / "router.secret").chmod(0o600)
         (k / "peers").chmod(0o666)
         says("others can write it", *router, "--curve-secret", str(k / "router.secret"), "--curve-peers", str(k / "peers"))
+        (k / "peers").chmod(0o644)
+        decode = ["decode-worker", "--model", MODEL, "--control", f"ipc://{tmp}/c.sock", "--kv-link", "private"]
+        curve = ["--curve-secret", str(k / "decode-1.secret"), "--curve-peers", str(k / "peers")]
+        says("needs kv-private", *decode, *curve)
+        says("needs curve-secret", *decode, "--kv-private", "10.0.0.0/8")
+        says("at least /8", *decode, *curve, "--kv-private", "0.0.0.0/0")
+        says("does nothing with kv-link = curve", *decode[:-2], *curve, "--kv-private", "10.0.0.0/8")
+        says("not in the network", *decode, *curve, "--kv-private", "10.0.0.0/8", "--kv-listen", "tcp://127.0.0.1:0")
+        says("is a tcp:// address", *decode, *curve, "--kv-private", "10.0.0.0/8", "--kv-listen", f"ipc://{tmp}/kv.sock")
         says("is there already", "keys", str(k))
         says("the name client-1 is taken", "keys", str(k), "client", "client-1")
         says("no role", "keys", str(k), "boss", "b")
@@ -286,4 +334,4 @@ def mistakes_are_explained():
 
 if __name__ == "__main__":
     main(mistakes_are_explained, beyond_loopback_as_on_one_machine, keys_in_serve, intruders_get_in_nowhere, strangers_cost_nothing,
-         added_and_removed_by_sighup, refused_at_the_kv_door)
+         added_and_removed_by_sighup, refused_at_the_kv_door, private_kv_link)
