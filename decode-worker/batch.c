@@ -54,3 +54,20 @@ uint32_t td_decode_plan(const td_decode_policy *p, uint32_t n, uint32_t *cursor,
     *cursor = (at + p->max_seqs) % n;
     return p->max_seqs;
 }
+
+uint32_t td_decode_local(uint32_t limit, uint32_t n_timelines, uint32_t n_ids, uint32_t held_blocks)
+{
+    uint32_t n = n_ids - held_blocks * TD_BLOCK_TOKENS;
+    return n_timelines == 1 && n <= limit ? n : 0;
+}
+
+uint32_t td_decode_plan_local(const td_decode_policy *p, const uint32_t *n_left, uint32_t n,
+                              uint32_t *ret_tokens)
+{
+    uint32_t rows = p->local_rows, n_picks = 0;
+    for (; n_picks < n && rows > 0; n_picks++) {
+        ret_tokens[n_picks] = TD_MIN(rows, n_left[n_picks]);
+        rows -= ret_tokens[n_picks];
+    }
+    return n_picks;
+}

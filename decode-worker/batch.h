@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Admission to a decode worker and the choice of who runs in the next step. Pure: no clock, no
- * allocation.
+/* Admission to a decode worker, the choice of who runs in the next step, and the conditional split:
+ * a prompt of which the worker lacks little is prefilled here, a chunk a step beside the running
+ * streams, so that a stream never waits longer for its next token than one chunk takes. Pure: no
+ * clock, no allocation.
  *
  * Admission reserves the worst case: every block that the prompt and max_tokens of each choice can
  * come to need is taken when the request is admitted, so an admitted stream never runs out of
@@ -18,7 +20,10 @@ typedef struct td_decode_policy {
                               max_seqs */
     uint32_t n_blocks;     /* of the pool */
     uint32_t max_context;  /* tokens of one sequence */
+    uint32_t local_rows;   /* prompt tokens in one step, all local prefills together (--chunk) */
 } td_decode_policy;
+
+enum { TD_DECODE_LOCAL_MAX = 8 }; /* local prefills in one step */
 
 /* One choice of a request. */
 typedef struct td_decode_need {
@@ -50,5 +55,17 @@ td_decode_verdict td_decode_admit(const td_decode_policy *p, const td_decode_nee
  * ret_picks has room for max_seqs; returns how many. */
 uint32_t td_decode_plan(const td_decode_policy *p, uint32_t n, uint32_t *cursor,
                         uint32_t *ret_picks);
+
+/* Conditional split. limit: what the request allows (0: nothing); n_ids: rows that its only
+ * timeline needs; held_blocks: leading ones that are here. Returns the tokens to prefill here, 0:
+ * as ever on a prefill worker. Several timelines (a recovery of choices) go to a prefill worker. */
+uint32_t td_decode_local(uint32_t limit, uint32_t n_timelines, uint32_t n_ids,
+                         uint32_t held_blocks);
+
+/* Which local prefills get rows in the next step: oldest first, each until it is whole. n_left: of
+ * n <= TD_DECODE_LOCAL_MAX prefills, each >= 1. ret_tokens[i]: rows of the i-th; returns how many
+ * get any. */
+uint32_t td_decode_plan_local(const td_decode_policy *p, const uint32_t *n_left, uint32_t n,
+                              uint32_t *ret_tokens);
 
 #endif

@@ -43,6 +43,7 @@ static int job_read(td_worker_desk *d, td_worker_job *w, td_str message, td_err 
     if (!j->message)
         return td_err_set(err, -EINVAL, "ReserveRequest: not a valid message");
     w->attempt = j->message->attempt;
+    j->local_limit = j->message->has_local_tokens ? j->message->local_tokens : 0;
     return td_request_read(j->message->request, d->host->info->vocab_size, d->max_context,
                            &w->request, err);
 }
@@ -118,6 +119,21 @@ static void send_ticket(td_decode_desk *d, td_decode_job *j)
     t.has_kv_key = h->has_kv_key;
     t.kv_key = td_worker_bin(h->kv_key, sizeof h->kv_key);
     m.ticket = &t;
+    int r = td_host_send(j->base.call, &m.base);
+    if (r < 0 && r != -ECANCELED)
+        cancel(d, j, td_code_from_errno(r));
+}
+
+/* The answer to Reserve: a ticket, or that no prefill worker is needed. */
+static void send_answer(td_decode_desk *d, td_decode_job *j)
+{
+    Tandem__V1__DecodeEvent m = TANDEM__V1__DECODE_EVENT__INIT;
+    if (!j->local_tokens) {
+        send_ticket(d, j);
+        return;
+    }
+    m.has_local = 1;
+    m.local = j->local_tokens;
     int r = td_host_send(j->base.call, &m.base);
     if (r < 0 && r != -ECANCELED)
         cancel(d, j, td_code_from_errno(r));
@@ -201,6 +217,8 @@ static void fill_usage(Tandem__V1__Usage *u, const td_decode_job *j, uint32_t n_
     u->prompt_tokens = (uint32_t)j->base.request.n_prompt;
     u->cached_tokens = j->held_blocks * TD_BLOCK_TOKENS;
     u->completion_tokens = n_sent;
+    u->has_prefill_us = j->local_tokens > 0;
+    u->prefill_us = j->prefill_us;
     u->transfer_us = j->figures.transfer_us;
     u->transfer_bytes = j->figures.bytes;
 }
@@ -265,10 +283,11 @@ static void end(td_decode_desk *d, td_decode_job *j)
 {
     td_str id = td_call_request_id(j->base.call);
     if (td_log_enabled(TD_LOG_DEBUG))
-        td_log(TD_LOG_DEBUG, "decode_end",
-               "request_id=\"%.*s\" tokens=%u held_blocks=%u kv_bytes=%llu transfer_us=%llu",
-               (int)id.len, id.ptr, j->n_sent, j->held_blocks, (unsigned long long)j->figures.bytes,
-               (unsigned long long)j->figures.transfer_us);
+        td_log(
+            TD_LOG_DEBUG, "decode_end",
+            "request_id=\"%.*s\" tokens=%u held_blocks=%u local=%u kv_bytes=%llu transfer_us=%llu",
+            (int)id.len, id.ptr, j->n_sent, j->held_blocks, j->local_tokens,
+            (unsigned long long)j->figures.bytes, (unsigned long long)j->figures.transfer_us);
     td_worker_desk_end(&d->base, &j->base, "decode_failed", TD_LOG_DEBUG);
 }
 
@@ -317,7 +336,7 @@ static void on_msg(td_worker_desk *w, td_msg *m)
     }
     td_decode_job *j = ((td_worker_msg_of *)m)->job;
     if (m->kind == TD_DECODE_TICKET) {
-        send_ticket(d, j);
+        send_answer(d, j);
         return;
     }
     j->say_committed |= m->kind == TD_DECODE_COMMITTED;

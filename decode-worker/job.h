@@ -7,6 +7,8 @@
  * mover -> lane  settled, exactly one after a grant: delivered or released
  * lane -> loop   ticket, then committed, then steps that name the job, then end, exactly one
  *
+ * A local prefill has no grant: the lane computes what its blocks lack. Its ticket message says so.
+ *
  * The flags cancel and drop may be set at any time before end and settled. */
 #ifndef TD_DECODE_WORKER_JOB_H
 #define TD_DECODE_WORKER_JOB_H
@@ -60,6 +62,7 @@ struct td_decode_job {
     /* loop */
     td_list dirty_node;
     struct Tandem__V1__ReserveRequest *message;
+    uint32_t local_limit; /* tokens that may be prefilled here; 0: none */
     td_decode_pending pending[TD_CHOICES_MAX];
     int say_committed, ended;
     uint32_t n_sent;
@@ -71,6 +74,9 @@ struct td_decode_job {
     td_block *spare; /* held for the choices that are forked at the commit */
     uint32_t n_spare, held_blocks, generation;
     int granted, running;
+    int prefilling;        /* here; running when that is done */
+    uint32_t local_tokens; /* prefilled here; 0: by a prefill worker */
+    uint64_t started_us, prefill_us;
     uint8_t ticket_id[16];
     uint8_t mac_key[TD_MAC_KEY_BYTES]; /* of the ticket, on a private KV link */
     td_receive_block *blocks;

@@ -7,11 +7,14 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "base/clock.h"
 #include "base/prefix.h"
 #include "base/rand.h"
 #include "decode-worker/job.h"
 #include "worker/spec.h"
 #include "base/banned.h"
+
+#define NO_FORK "choices could not be made from the first one"
 
 typedef struct runner {
     td_decode_job *job;
@@ -23,10 +26,13 @@ struct td_decode_lane {
     td_decode_policy policy;
     uint32_t n_admitted; /* sequences */
     uint32_t generation, cursor;
+    _Atomic uint64_t local_tokens;
     /* room of one step */
     runner *runners; /* [max_admitted] */
     uint32_t *picks; /* [max_seqs] */
-    td_step_item *items;
+    td_decode_job *locals[TD_DECODE_LOCAL_MAX];
+    uint32_t n_locals;
+    td_step_item *items; /* one token of each pick, then chunks of local prefills */
     td_sample *samples;
     uint8_t *bad;
 };
@@ -42,7 +48,7 @@ static void free_job(td_worker_lane *w, td_worker_job *job)
 {
     td_decode_lane *l = (td_decode_lane *)w;
     td_decode_job *j = (td_decode_job *)job;
-    if (j->granted || j->running)
+    if (j->granted || j->prefilling || j->running)
         l->n_admitted -= n_choices(j);
     for (uint32_t i = 0; i < TD_CHOICES_MAX; i++) {
         td_seq_free(j->seqs[i]);
@@ -181,7 +187,11 @@ static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
             return r;
     }
     int r = admit(l, j, err);
-    if (r == 0 && (r = fill_grant(j)) < 0)
+    if (r < 0)
+        return r;
+    uint32_t limit = j->base.request.prompt_logprobs ? 0 : j->local_limit;
+    j->local_tokens = td_decode_local(limit, p->n_timelines, p->timelines[0].n_ids, j->held_blocks);
+    if (!j->local_tokens && (r = fill_grant(j)) < 0)
         td_err_set(err, r, "ticket: out of memory");
     return r;
 }
@@ -193,11 +203,17 @@ static int arrive(td_worker_lane *w, td_worker_job *job, td_err *err)
     int r = prepare(l, j, err);
     if (r < 0)
         return r;
+    l->n_admitted += n_choices(j);
+    if (j->local_tokens) {
+        j->prefilling = 1;
+        td_worker_lane_note_blocks(&l->base);
+        td_push_wait(l->base.c.to_loop, &j->ticket);
+        return 0;
+    }
     j->granted = 1;
     j->generation = ++l->generation;
     td_random_bytes(j->ticket_id, sizeof j->ticket_id);
     td_random_bytes(j->mac_key, sizeof j->mac_key);
-    l->n_admitted += n_choices(j);
     l->base.n_reserved += n_waiting_blocks(j);
     td_worker_lane_note_blocks(&l->base);
     td_push_wait(l->base.c.to_mover, &j->grant);
@@ -239,7 +255,7 @@ static void adopt(td_decode_lane *l, td_decode_job *j)
     for (uint32_t t = 0; t < j->n_seqs; t++)
         td_seq_set_computed(j->seqs[t], j->base.request.plan.timelines[t].n_ids);
     if (fork_choices(l, j) < 0) {
-        fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, "choices could not be made from the first one");
+        fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, NO_FORK);
         return;
     }
     td_push_wait(l->base.c.to_loop, &j->committed);
@@ -288,15 +304,18 @@ static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error
 static uint32_t look(td_decode_lane *l)
 {
     uint32_t n = 0, waiting = 0;
+    l->n_locals = 0;
     for (td_list *at = l->base.jobs.next; at != &l->base.jobs; at = at->next) {
         td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
         waiting += j->granted;
+        if (j->prefilling && l->n_locals < TD_DECODE_LOCAL_MAX)
+            l->locals[l->n_locals++] = j;
         for (uint32_t i = 0; j->running && i < j->n_seqs; i++) {
             if (j->seqs[i])
                 l->runners[n++] = (runner){j, i};
         }
     }
-    atomic_store_explicit(&l->base.c.load->running, n, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->running, n + l->n_locals, memory_order_relaxed);
     atomic_store_explicit(&l->base.c.load->waiting, waiting, memory_order_relaxed);
     return n;
 }
@@ -342,7 +361,84 @@ static void take_token(td_decode_token *t, const runner *r, const td_sample *sam
     r->job->seqs[r->at] = NULL;
 }
 
-static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n)
+/* ---- local prefills ---- */
+
+/* Chunks beside n tokens of running streams. Returns how many prefills take part. */
+static uint32_t add_locals(td_decode_lane *l, uint32_t n)
+{
+    uint32_t left[TD_DECODE_LOCAL_MAX], tokens[TD_DECODE_LOCAL_MAX];
+    for (uint32_t i = 0; i < l->n_locals; i++)
+        left[i] = l->locals[i]->base.request.plan.timelines[0].n_ids -
+                  (uint32_t)td_seq_computed(l->locals[i]->seqs[0]);
+    uint32_t n_picks = td_decode_plan_local(&l->policy, left, l->n_locals, tokens);
+    for (uint32_t i = 0; i < n_picks; i++) {
+        td_decode_job *j = l->locals[i];
+        if (!j->started_us)
+            j->started_us = td_now_us();
+        l->items[n + i] = (td_step_item){.seq = j->seqs[0], .n_tokens = tokens[i]};
+        if (tokens[i] == left[i]) /* as a prefill worker samples it */
+            l->items[n + i].n_samples = j->base.request.recovery ? 1 : j->base.request.n;
+    }
+    return n_picks;
+}
+
+/* A recovery: the last emitted id again, or the two workers do not compute the same. */
+static int is_same(td_decode_job *j, uint32_t id)
+{
+    const td_request *q = &j->base.request;
+    return id == q->emitted[0][q->n_emitted[0] - 1] &&
+           td_seq_append(j->seqs[0], id) == TD_FINISH_NONE;
+}
+
+/* The prompt is whole: from here on the job runs as one whose blocks were handed over, but its
+ * first tokens go out with this step. */
+static void local_done(td_decode_lane *l, td_decode_job *j, const td_sample *samples,
+                       td_decode_step *m)
+{
+    j->prefilling = 0;
+    j->running = 1;
+    j->prefill_us = td_now_us() - j->started_us;
+    atomic_fetch_add_explicit(&l->local_tokens, j->local_tokens, memory_order_relaxed);
+    if (fork_choices(l, j) < 0) {
+        td_worker_job_set_end(&j->base, TD_INTERNAL, TD_ERROR_INTERNAL, NO_FORK);
+        return;
+    }
+    if (j->base.request.recovery && !is_same(j, samples[0].id)) {
+        td_worker_job_set_end(&j->base, TD_DATA_LOSS, TD_ERROR_NONDETERMINISM,
+                              "the resampled token differs from the one that was sent");
+        return;
+    }
+    td_push_wait(l->base.c.to_loop, &j->committed);
+    for (uint32_t i = 0; !j->base.request.recovery && i < j->n_seqs; i++)
+        take_token(&m->tokens[m->n++], &(runner){j, i}, &samples[i]);
+}
+
+static void take_locals(td_decode_lane *l, uint32_t n, uint32_t n_locals, td_decode_step *m)
+{
+    const td_sample *samples = l->samples + n;
+    for (uint32_t i = 0; i < n_locals; i++) {
+        td_decode_job *j = l->locals[i];
+        if (l->bad[n + i])
+            td_worker_job_set_end(&j->base, TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+        else if (l->items[n + i].n_samples)
+            local_done(l, j, samples, m);
+        samples += l->items[n + i].n_samples;
+    }
+}
+
+static void finish_locals(td_decode_lane *l, uint32_t n_locals)
+{
+    for (uint32_t i = 0; i < n_locals; i++) {
+        td_decode_job *j = l->locals[i];
+        if (j->base.code || !any_left(j))
+            td_worker_lane_finish(&l->base, &j->base);
+    }
+}
+
+/* ---- a step ---- */
+
+/* What the step made: tokens of the running streams and first tokens of prompts that are whole. */
+static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n, uint32_t n_locals)
 {
     *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = l->base.n_steps + 1};
     for (uint32_t i = 0; i < n; i++) {
@@ -350,38 +446,50 @@ static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n)
         if (!r->job->base.code)
             take_token(&m->tokens[m->n++], r, &l->samples[i]);
     }
-    if (m->n == 0) {
-        free(m);
-        return;
-    }
+    take_locals(l, n, n_locals, m);
     td_worker_lane_count(&l->base, m->n);
-    td_push_wait(l->base.c.to_loop, m);
+    if (m->n > 0)
+        td_push_wait(l->base.c.to_loop, m);
+    else
+        free(m);
 }
 
-static void run_step(td_decode_lane *l, uint32_t n)
+static void run_step(td_decode_lane *l, uint32_t n, uint32_t n_locals)
 {
+    uint32_t all = n + n_locals;
     for (uint32_t i = 0; i < n; i++) {
         const runner *r = &l->runners[l->picks[i]];
         l->items[i] = (td_step_item){.seq = r->job->seqs[r->at], .n_tokens = 1, .n_samples = 1};
     }
-    td_decode_step *m = malloc(sizeof *m + n * sizeof *m->tokens);
-    if (m)
-        (void)td_worker_lane_run(&l->base, l->items, n, l->samples, l->bad);
-    else
-        memset(l->bad, 1, n);
+    td_decode_step *m =
+        malloc(sizeof *m + (n + n_locals * (size_t)TD_CHOICES_MAX) * sizeof *m->tokens);
+    if (!m || td_worker_lane_run(&l->base, l->items, all, l->samples, l->bad) == 0) {
+        memset(l->bad, 1, all);
+        free(m);
+        m = NULL;
+    }
     end_bad(l, n);
     if (m)
-        send_step(l, m, n);
+        send_step(l, m, n, n_locals);
+    else
+        take_locals(l, n, n_locals, NULL); /* all failed */
     finish_ended(l, n);
+    finish_locals(l, n_locals);
 }
 
 static uint32_t step(td_worker_lane *w)
 {
     td_decode_lane *l = (td_decode_lane *)w;
     uint32_t n = td_decode_plan(&l->policy, look(l), &l->cursor, l->picks);
-    if (n > 0)
-        run_step(l, n);
-    return n;
+    uint32_t n_locals = add_locals(l, n);
+    if (n + n_locals > 0)
+        run_step(l, n, n_locals);
+    return n + n_locals;
+}
+
+uint64_t td_decode_lane_local_tokens(const td_decode_lane *l)
+{
+    return atomic_load_explicit(&l->local_tokens, memory_order_relaxed);
 }
 
 static void lane_free(td_decode_lane *l)
@@ -409,9 +517,9 @@ int td_decode_lane_start(const td_worker_lane_config *config, const td_decode_po
     l->policy = *policy;
     l->runners = calloc(policy->max_admitted, sizeof *l->runners);
     l->picks = calloc(n, sizeof *l->picks);
-    l->items = calloc(n, sizeof *l->items);
-    l->samples = calloc(n, sizeof *l->samples);
-    l->bad = calloc(n, sizeof *l->bad);
+    l->items = calloc(n + TD_DECODE_LOCAL_MAX, sizeof *l->items);
+    l->samples = calloc(n + (size_t)TD_DECODE_LOCAL_MAX * TD_CHOICES_MAX, sizeof *l->samples);
+    l->bad = calloc(n + TD_DECODE_LOCAL_MAX, sizeof *l->bad);
     int r = 0;
     if (!l->runners || !l->picks || !l->items || !l->samples || !l->bad)
         r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");

@@ -17,7 +17,7 @@ typedef struct decode {
     td_decode_lane *lane;
     td_decode_mover *mover;
     td_gauge *g_reserved;
-    td_counter *c_bytes;
+    td_counter *c_bytes, *c_local;
 } decode;
 
 static int open_mover(td_worker *w, td_err *err)
@@ -57,7 +57,8 @@ static int open_lane(td_worker *w, td_err *err)
                                /* half of them may wait for their prompts */
                                .max_admitted = 2 * max_seqs,
                                .n_blocks = w->host.kv_blocks,
-                               .max_context = w->desk->max_context};
+                               .max_context = w->desk->max_context,
+                               .local_rows = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_CHUNK)};
     return td_decode_lane_start(&lc, &policy, &((decode *)w)->lane, err);
 }
 
@@ -71,13 +72,16 @@ static int open_metrics(td_worker *w, td_metrics *m)
     decode *d = (decode *)w;
     d->g_reserved = td_gauge_new(m, "kv_reserved_blocks", "", "KV blocks of open tickets");
     d->c_bytes = td_counter_new(m, "kv_received_bytes_total", "", "KV payload bytes taken");
-    return d->g_reserved && d->c_bytes ? 0 : -ENOMEM;
+    d->c_local = td_counter_new(m, "decode_local_prefill_tokens_total", "",
+                                "Prompt tokens prefilled here instead of on a prefill worker");
+    return d->g_reserved && d->c_bytes && d->c_local ? 0 : -ENOMEM;
 }
 
 static void update_metrics(td_worker *w)
 {
     decode *d = (decode *)w;
     td_gauge_set(d->g_reserved, atomic_load(&w->host.load.kv_reserved));
+    td_worker_follow(d->c_local, td_decode_lane_local_tokens(d->lane));
     td_worker_follow(d->c_bytes, atomic_load(&td_decode_mover_stats(d->mover)->bytes));
 }
 
@@ -94,6 +98,7 @@ int td_decode_worker_main(int argc, char **argv)
         .log_name = "decode",
         .sections = TD_SEC_COMMON | TD_SEC_DECODE,
         .decode = 1,
+        .extra_seqs = TD_DECODE_LOCAL_MAX,
         .open_mover = open_mover,
         .kv_endpoint = kv_endpoint,
         .open_lane = open_lane,

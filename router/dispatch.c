@@ -458,7 +458,8 @@ static td_gen *new_gen(td_dispatch *d, const td_gen_spec *spec, const td_gen_ops
     td_life_config c = {.n_choices = spec->n,
                         .max_tokens = spec->max_tokens,
                         .deadline_us = g->submitted_us + spec->timeout_us,
-                        .stall_us = d->config.stall_us};
+                        .stall_us = d->config.stall_us,
+                        .allow_local = d->config.local_tokens && !spec->prompt_logprobs};
     td_life_init(&g->life, &c);
     if (copy_spec(g, spec) < 0 || td_map_put(&d->by_id, g->id_hash, g, NULL) < 0) {
         td_gen_free(g);

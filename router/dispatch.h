@@ -70,8 +70,9 @@ typedef struct td_gen_run {
 } td_gen_run;
 
 typedef struct td_gen_usage {
-    uint32_t prompt_tokens, cached_tokens; /* cached: prefix hits on the prefill worker */
+    uint32_t prompt_tokens, cached_tokens; /* cached: prefix hits on the worker that prefilled */
     uint32_t completion_tokens;            /* over all choices, as delivered by workers */
+    uint32_t local_tokens; /* prompt tokens that decode workers prefilled, over all attempts */
     uint64_t queue_us, prefill_us, transfer_us, transfer_bytes;
     uint32_t attempts;
     uint8_t profile_id[16];
@@ -118,6 +119,8 @@ typedef struct td_dispatch_config {
     int strict;
     uint64_t stall_us; /* a worker that holds a request and stands still for so long has failed it;
                           0: the life cycle's default */
+    uint32_t local_tokens; /* conditional split: a decode worker prefills by itself what it lacks of
+                              a prompt when that is at most so many tokens; 0: never */
 } td_dispatch_config;
 
 int td_dispatch_open(td_loop *l, const td_dispatch_config *config, td_dispatch **ret_dispatch,

@@ -24,7 +24,7 @@ typedef struct td_dispatch_stats {
     td_gauge *running, *waiting, *prefill_workers, *decode_workers;
     td_counter *submitted, *refused, *redispatch[2], *no_room, *nondeterminism, *refused_workers,
         *late_frames, *bad_frames, *stale_events, *sessions_lost, *prompt_tokens,
-        *generation_tokens, *cached_tokens, *kv_bytes;
+        *generation_tokens, *cached_tokens, *kv_bytes, *local_prefills, *local_tokens;
     td_counter *ended[TD_ERROR_MAX];
     td_histogram *queue_time, *ttft, *itl, *request_time, *prefill_time, *kv_time;
     uint64_t seen_late, seen_bad, seen_lost;
@@ -47,7 +47,7 @@ struct td_dispatch {
     uint64_t wake_us;
     td_arena scratch; /* one unpacked message */
     td_strbuf pack;   /* one packed message */
-    int draining, closing;
+    int draining, closing, said_local;
     void (*on_idle)(void *arg);
     void *on_idle_arg;
     td_dispatch_stats stats;
@@ -100,6 +100,7 @@ struct td_gen {
     td_gen_held *held, **held_end;
     td_gen_emitted *emitted;
     td_gen_usage usage;
+    uint32_t local_tokens; /* what the decode worker said that it prefills, during that step */
     uint64_t submitted_us, queued_us, last_token_us;
     int prompt_sent, ended, on_end_done;
     int depth; /* of nested steps */

@@ -152,6 +152,24 @@ static void blame(td_gen *g, td_leg leg)
            (unsigned long long)td_life_n_emitted(&g->life), g->why);
 }
 
+/* The decode worker prefills what little it lacks: counted, told in the usage, named once. */
+static void go_local(td_gen *g)
+{
+    td_dispatch *d = g->dispatch;
+    td_leg_drop(g); /* the prefill worker's: D's has been started */
+    g->usage.local_tokens += g->local_tokens;
+    td_counter_add(d->stats.local_prefills, 1);
+    td_counter_add(d->stats.local_tokens, g->local_tokens);
+    if (!d->said_local)
+        td_log(
+            TD_LOG_INFO, "local_prefill",
+            "request=%.*s tokens=%u why=\"at most --local-prefill-tokens %u are not in the decode "
+            "worker's cache; said once, counted in local_prefills_total\"",
+            (int)g->spec.request_id.len, g->spec.request_id.ptr, g->local_tokens,
+            d->config.local_tokens);
+    d->said_local = 1;
+}
+
 static void start_leg(td_gen *g, td_leg leg)
 {
     uint32_t attempt = g->life.attempt;
@@ -174,7 +192,8 @@ static void start_leg(td_gen *g, td_leg leg)
 static void on_timer(void *arg)
 {
     td_gen *g = arg;
-    const td_worker *w = td_registry_find(&g->dispatch->registry, g->pair[TD_LEG_PREFILL]);
+    const td_worker *w =
+        td_registry_find(&g->dispatch->registry, g->pair[td_life_prefiller(&g->life)]);
     td_life_event ev = {.kind = TD_LIFE_EV_TIMER, .progress_us = w ? w->progress_us : 0};
     td_gen_step(g, &ev, NULL);
 }
@@ -218,6 +237,9 @@ static void act(td_gen *g, const td_life_event *ev, const td_life_action *a, con
         break;
     case TD_LIFE_PREFILL:
         start_leg(g, TD_LEG_PREFILL);
+        break;
+    case TD_LIFE_LOCAL:
+        go_local(g);
         break;
     case TD_LIFE_CANCEL_LEG:
         td_leg_cancel(g, a->leg);

@@ -261,6 +261,7 @@ static void on_end(void *arg, td_error error, const char *text, uint32_t retry_a
     g->n_live--;
     g->usage.prompt += usage ? usage->prompt_tokens : 0;
     g->usage.cached += usage ? usage->cached_tokens : 0;
+    g->usage.local += usage ? usage->local_tokens : 0;
     if (error) {
         /* why a pool has no worker is the log's business; the client is told what it can do */
         fail(g, error, td_error_get(error)->http == 503 ? NULL : text, retry_after_ms);

@@ -108,6 +108,8 @@ static int send_reply(generate *g, int last)
         m.prompt_tokens = g->usage.prompt_tokens;
         m.completion_tokens = (uint32_t)g->choice.n_tokens;
         m.cached_tokens = g->usage.cached_tokens;
+        m.has_local_prefill_tokens = g->usage.local_tokens > 0;
+        m.local_prefill_tokens = g->usage.local_tokens;
         m.seed = g->job->params.seed;
         m.system_fingerprint = g->fingerprint;
     }

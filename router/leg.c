@@ -97,16 +97,43 @@ void td_leg_feed_run(td_gen *g, uint32_t attempt, const struct Tandem__V1__Token
     td_gen_step(g, &ev, &run);
 }
 
+/* Figures of the worker that prefilled: its own times, and what it had in its cache, which counts
+ * for the first attempt that answered. */
+static void note_prefill(td_gen *g, uint64_t prefill_us, uint32_t cached_tokens)
+{
+    td_dispatch *d = g->dispatch;
+    g->usage.prefill_us += prefill_us;
+    td_histogram_add(d->stats.prefill_time, (double)prefill_us / 1e6);
+    if (td_life_is_resume(&g->life))
+        return;
+    g->usage.cached_tokens = TD_MIN(cached_tokens, g->usage.prompt_tokens);
+    td_counter_add(d->stats.cached_tokens, g->usage.cached_tokens);
+}
+
 static void on_committed(td_gen *g, const td_gen_leg *leg, const Tandem__V1__Usage *usage)
 {
     td_dispatch *d = g->dispatch;
-    if (usage && leg->attempt == g->life.attempt) {
+    if (usage && leg->attempt == g->life.attempt && g->life.local) {
+        note_prefill(g, usage->prefill_us, usage->cached_tokens);
+    } else if (usage && leg->attempt == g->life.attempt) {
         g->usage.transfer_us += usage->transfer_us;
         g->usage.transfer_bytes += usage->transfer_bytes;
         td_counter_add(d->stats.kv_bytes, usage->transfer_bytes);
         td_histogram_add(d->stats.kv_time, (double)usage->transfer_us / 1e6);
     }
     feed(g, leg, TD_LIFE_EV_COMMIT);
+}
+
+/* Never more than was allowed, and never beside a ticket. */
+static void on_local(td_gen *g, const td_gen_leg *leg, const Tandem__V1__DecodeEvent *m)
+{
+    if (m->ticket || m->local == 0 || m->local > g->dispatch->config.local_tokens) {
+        broken(g, leg, "DecodeEvent");
+        return;
+    }
+    if (leg->attempt == g->life.attempt)
+        g->local_tokens = m->local;
+    feed(g, leg, TD_LIFE_EV_LOCAL);
 }
 
 static void on_decode_data(void *arg, td_call *c, td_str message)
@@ -127,6 +154,8 @@ static void on_decode_data(void *arg, td_call *c, td_str message)
         feed(g, leg, TD_LIFE_EV_TICKET);
         g->ticket = NULL;
     }
+    if (m->has_local)
+        on_local(g, leg, m);
     if (m->has_committed && m->committed)
         on_committed(g, leg, m->usage);
     uint32_t attempt = leg->attempt;
@@ -146,20 +175,6 @@ static int send_prompt_logprobs(td_gen *g, const Tandem__V1__PrefillReply *m)
     if (g->ops.on_prompt_logprobs)
         g->ops.on_prompt_logprobs(g->arg, logprobs, top, g->spec.n_prompt - 1);
     return 0;
-}
-
-/* Prefill time is the worker's own figure; what it had in its cache counts for the first attempt
- * that answered. */
-static void note_prefill(td_gen *g, const Tandem__V1__PrefillReply *m)
-{
-    td_dispatch *d = g->dispatch;
-    if (m->usage)
-        g->usage.prefill_us += m->usage->prefill_us;
-    td_histogram_add(d->stats.prefill_time, m->usage ? (double)m->usage->prefill_us / 1e6 : 0);
-    if (td_life_is_resume(&g->life))
-        return;
-    g->usage.cached_tokens = TD_MIN(m->cached_tokens, g->usage.prompt_tokens);
-    td_counter_add(d->stats.cached_tokens, g->usage.cached_tokens);
 }
 
 static void on_prefill_data(void *arg, td_call *c, td_str message)
@@ -182,7 +197,7 @@ static void on_prefill_data(void *arg, td_call *c, td_str message)
         broken(g, leg, "PrefillReply");
         return;
     }
-    note_prefill(g, m);
+    note_prefill(g, m->usage ? m->usage->prefill_us : 0, m->cached_tokens);
     td_life_event ev = {.kind = TD_LIFE_EV_FIRST,
                         .attempt = leg->attempt,
                         .leg = TD_LEG_PREFILL,

@@ -61,6 +61,11 @@ int td_life_is_alone(const td_life *l)
     return l->config.max_tokens == 1 && !td_life_is_resume(l);
 }
 
+td_leg td_life_prefiller(const td_life *l)
+{
+    return l->local ? TD_LEG_DECODE : TD_LEG_PREFILL;
+}
+
 static td_life_action *add(td_life_actions *a, td_life_action_kind kind)
 {
     TD_BUG_ON(a->n == TD_LIFE_ACTIONS_MAX);
@@ -115,7 +120,7 @@ static void arm(td_life *l, td_life_actions *a)
 static void dispatch(td_life *l, uint64_t at_us, td_life_actions *a)
 {
     l->phase = TD_LIFE_QUEUED;
-    l->committed = 0;
+    l->committed = l->local = 0;
     add(a, TD_LIFE_DISPATCH)->at_us = at_us;
 }
 
@@ -239,6 +244,19 @@ static void on_ticket(td_life *l, uint64_t now, td_life_actions *a)
     add(a, TD_LIFE_PREFILL);
 }
 
+/* The policy's answer in place of a ticket; only to who was asked for it. */
+static void on_local(td_life *l, uint64_t now, td_life_actions *a)
+{
+    if (l->phase != TD_LIFE_RESERVING || !l->config.allow_local) {
+        fail(l, TD_LEG_DECODE, TD_INTERNAL, TD_ERROR_NONE, now, a);
+        return;
+    }
+    l->phase = TD_LIFE_PREFILLING;
+    l->local = 1;
+    l->progress_us = now;
+    add(a, TD_LIFE_LOCAL);
+}
+
 /* Only what was granted can be whole, and once. */
 static void on_commit(td_life *l, uint64_t now, td_life_actions *a)
 {
@@ -248,6 +266,8 @@ static void on_commit(td_life *l, uint64_t now, td_life_actions *a)
     }
     l->committed = 1;
     l->progress_us = now;
+    if (l->local) /* nothing else is waited for: index 0, or what follows the emitted, comes next */
+        l->phase = TD_LIFE_DECODING;
 }
 
 /* One id for each unfinished choice, each choice once, at the index that was asked for. */
@@ -351,7 +371,7 @@ static int run_is_valid(const td_life *l, const td_life_run *r)
 static void on_run(td_life *l, const td_life_event *ev, uint64_t now, td_life_actions *a)
 {
     const td_life_run *r = &ev->runs[0];
-    if (l->phase == TD_LIFE_PREFILLING) {
+    if (l->phase == TD_LIFE_PREFILLING && !l->local) {
         if (r->n == 0 || l->held >= TD_LIFE_HELD_MAX || r->n > TD_LIFE_HELD_MAX - l->held) {
             fail(l, TD_LEG_DECODE, TD_INTERNAL, TD_ERROR_NONE, now, a);
             return;
@@ -376,7 +396,8 @@ static void on_run(td_life *l, const td_life_event *ev, uint64_t now, td_life_ac
 
 static void on_status(td_life *l, const td_life_event *ev, uint64_t now, td_life_actions *a)
 {
-    if (ev->code == TD_OK && ev->leg == TD_LEG_DECODE && l->phase == TD_LIFE_PREFILLING) {
+    if (ev->code == TD_OK && ev->leg == TD_LEG_DECODE && l->phase == TD_LIFE_PREFILLING &&
+        !l->local) {
         l->held++; /* D has finished before P's reply came */
         add(a, TD_LIFE_HOLD);
         return;
@@ -393,8 +414,8 @@ static void on_status(td_life *l, const td_life_event *ev, uint64_t now, td_life
         fail(l, ev->leg, TD_DATA_LOSS, TD_ERROR_NONE, now, a);
 }
 
-/* While a prompt waits for its turn and is computed nothing comes from the prefill worker; that its
- * steps go on is seen in its load reports. */
+/* While a prompt waits for its turn and is computed nothing comes from its worker; that its steps
+ * go on is seen in its load reports. */
 static void on_timer(td_life *l, uint64_t progress_us, uint64_t now, td_life_actions *a)
 {
     l->armed_us = 0;
@@ -405,7 +426,7 @@ static void on_timer(td_life *l, uint64_t progress_us, uint64_t now, td_life_act
     else if (l->phase == TD_LIFE_RESERVING && now >= l->progress_us + l->config.reserve_us)
         fail(l, TD_LEG_DECODE, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
     else if (l->phase == TD_LIFE_PREFILLING && now >= l->progress_us + l->config.stall_us)
-        fail(l, TD_LEG_PREFILL, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
+        fail(l, td_life_prefiller(l), TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
     else if (l->phase == TD_LIFE_DECODING && now >= l->progress_us + l->config.stall_us)
         fail(l, TD_LEG_DECODE, TD_UNAVAILABLE, TD_ERROR_NONE, now, a);
 }
@@ -422,6 +443,7 @@ static int is_stale(const td_life *l, const td_life_event *ev)
 {
     switch (ev->kind) {
     case TD_LIFE_EV_TICKET:
+    case TD_LIFE_EV_LOCAL:
     case TD_LIFE_EV_COMMIT:
     case TD_LIFE_EV_RUN:
         return ev->attempt != l->attempt || !l->leg_open[TD_LEG_DECODE];
@@ -447,6 +469,9 @@ static void step(td_life *l, const td_life_event *ev, uint64_t now, td_life_acti
         break;
     case TD_LIFE_EV_TICKET:
         on_ticket(l, now, a);
+        break;
+    case TD_LIFE_EV_LOCAL:
+        on_local(l, now, a);
         break;
     case TD_LIFE_EV_FIRST:
         on_first(l, ev, now, a);

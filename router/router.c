@@ -111,7 +111,13 @@ static int open_dispatch(router *r, td_err *reterr_err)
                             .max_context = r->card->max_context,
                             .metrics = r->metrics,
                             .strict = td_opt_bool(r->opt, TD_OPT_ID_STRICT),
-                            .stall_us = (uint64_t)td_opt_int(r->opt, TD_OPT_ID_STALL) * 1000000u};
+                            .stall_us = (uint64_t)td_opt_int(r->opt, TD_OPT_ID_STALL) * 1000000u,
+                            .local_tokens = (uint32_t)td_opt_int(r->opt, TD_OPT_ID_LOCAL_PREFILL)};
+    if (c.strict && c.local_tokens)
+        return td_err_set(reterr_err, -EINVAL,
+                          "--local-prefill-tokens %u: --strict allows no prefill on a decode "
+                          "worker; leave one of them out",
+                          c.local_tokens);
     memcpy(c.config_hash, r->card->config_hash, 32);
     memcpy(c.tokenizer_hash, r->card->tokenizer_hash, 32);
     const char *hash = td_opt_str(r->opt, TD_OPT_ID_MODEL_HASH);

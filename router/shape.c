@@ -172,10 +172,12 @@ static void add_usage(td_strbuf *out, const td_usage *u)
 {
     td_strbuf_addf(out,
                    "{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
-                   "\"prompt_tokens_details\":{\"cached_tokens\":%llu},"
-                   "\"completion_tokens_details\":{\"reasoning_tokens\":%llu}}",
+                   "\"prompt_tokens_details\":{\"cached_tokens\":%llu",
                    (unsigned long long)u->prompt, (unsigned long long)u->completion,
-                   (unsigned long long)(u->prompt + u->completion), (unsigned long long)u->cached,
+                   (unsigned long long)(u->prompt + u->completion), (unsigned long long)u->cached);
+    if (u->local)
+        td_strbuf_addf(out, ",\"local_prefill_tokens\":%llu", (unsigned long long)u->local);
+    td_strbuf_addf(out, "},\"completion_tokens_details\":{\"reasoning_tokens\":%llu}}",
                    (unsigned long long)u->reasoning);
 }
 

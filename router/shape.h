@@ -25,6 +25,7 @@ typedef struct td_shape {
 
 typedef struct td_usage {
     uint64_t prompt, completion, cached, reasoning;
+    uint64_t local; /* prompt tokens that a decode worker prefilled; told when there are any */
 } td_usage;
 
 /* {"error":{"message","type","param","code"}} ; text NULL: the table's. param NULL: null. */

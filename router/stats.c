@@ -39,7 +39,11 @@ static int open_counters(td_dispatch *d)
         {&s->prompt_tokens, "prompt_tokens_total", "", "Prompt tokens of admitted requests"},
         {&s->generation_tokens, "generation_tokens_total", "", "Tokens delivered"},
         {&s->cached_tokens, "cached_tokens_total", "",
-         "Prompt tokens found in a prefill worker's cache"},
+         "Prompt tokens found in the cache of the worker that prefilled"},
+        {&s->local_prefills, "local_prefills_total", "",
+         "Attempts that a decode worker prefilled by itself (--local-prefill-tokens)"},
+        {&s->local_tokens, "local_prefill_tokens_total", "",
+         "Prompt tokens that decode workers prefilled"},
         {&s->kv_bytes, "kv_transfer_bytes_total", "",
          "KV bytes handed from prefill to decode workers"},
     };

@@ -132,6 +132,8 @@ int td_wire_pack_reserve(td_gen *g)
         return e;
     m.request = &request;
     m.attempt = g->life.attempt;
+    m.has_local_tokens = g->life.config.allow_local != 0;
+    m.local_tokens = m.has_local_tokens ? g->dispatch->config.local_tokens : 0;
     return pack(g->dispatch, &m.base);
 }
 

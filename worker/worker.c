@@ -277,8 +277,10 @@ static int open_engine(td_worker *w, td_err *err)
     int r = td_model_open(dir, &mo, &w->model, err);
     if (r < 0)
         return r;
-    td_engine_limits limits = {.max_rows = (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK),
-                               .max_seqs = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_SEQS),
+    uint32_t max_seqs = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_SEQS), more = w->kind->extra_seqs;
+    td_engine_limits limits = {.max_rows =
+                                   (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK) + (more ? max_seqs : 0),
+                               .max_seqs = max_seqs + more,
                                .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
                                .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20};
     return td_engine_open(w->model, &limits, &w->engine, err);

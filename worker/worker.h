@@ -27,8 +27,10 @@ typedef struct td_worker td_worker;
 
 typedef struct td_worker_kind {
     const char *program, *usage, *log_name;
-    uint32_t sections;                              /* TD_SEC_ */
-    int decode;                                     /* role in HELLO */
+    uint32_t sections;   /* TD_SEC_ */
+    int decode;          /* role in HELLO */
+    uint32_t extra_seqs; /* that a step can hold besides --max-seqs running ones; then also --chunk
+                            rows besides those */
     int (*open_mover)(td_worker *w, td_err *err);   /* starts it */
     const char *(*kv_endpoint)(const td_worker *w); /* for HELLO; NULL function: none */
     int (*open_lane)(td_worker *w, td_err *err);    /* starts it */

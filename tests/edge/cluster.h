@@ -34,6 +34,7 @@ typedef struct cluster {
     td_session *session[2]; /* prefill, decode */
     pid_t pid[2];
     char dir[64];
+    const char *decode_chunk; /* NULL: the default */
 } cluster;
 
 /* What the client side knows of one token, as bytes: compared with memcmp. */
@@ -56,6 +57,7 @@ typedef struct request {
     uint32_t emitted[CHOICES][TOKENS_MAX],
         n_emitted[CHOICES]; /* recovery: of the unfinished choices */
     int want_prompt;        /* prompt logprobs */
+    uint32_t local_tokens;  /* what the decode worker may prefill */
     uint64_t timeout_us;
     /* test hooks */
     void (*on_ticket)(struct request *r,
@@ -74,6 +76,7 @@ typedef struct request {
     uint32_t n_prompt_lp;
     uint32_t cached, held, sent_blocks;
     int got_ticket;
+    uint32_t local; /* what it does prefill */
 } request;
 
 static ProtobufCBinaryData bin(const void *p, size_t n)
@@ -177,6 +180,8 @@ static void start_worker(cluster *c, int role, const char *model, const char *op
                           "1",
                           "--log-level",
                           "warn",
+                          role && c->decode_chunk ? "--chunk" : NULL,
+                          c->decode_chunk,
                           NULL};
     c->pid[role] = spawn(argv[0], (char *const *)(uintptr_t)argv);
     wait_session(c, role, 1);
@@ -244,11 +249,11 @@ static void take_run(request *r, const Tandem__V1__TokenRun *m)
         r->finish[m->choice] = (int)m->finish;
 }
 
-/* The decode worker's own tokens: from index 1, or behind those emitted before; no gap, none twice.
- */
+/* The decode worker's own tokens: from index 1, or 0 when it prefilled, or behind those emitted
+ * before; no gap, none twice. */
 static void take_decoded(request *r, const Tandem__V1__TokenRun *m)
 {
-    uint32_t c = m->choice % CHOICES, from = r->n_emitted[c] ? r->n_emitted[c] : 1;
+    uint32_t c = m->choice % CHOICES, from = r->n_emitted[c] ? r->n_emitted[c] : !r->local;
     if (m->index != from + r->n_decoded[c])
         r->broken = 1;
     r->n_decoded[c] += (uint32_t)(m->ids.len / 4);
@@ -371,6 +376,10 @@ static void on_decode_data(void *arg, td_call *call, td_str message)
         if (!r->no_prefill)
             start_prefill_call(r, m->ticket);
     }
+    if (m->has_local) {
+        r->broken |= m->ticket || r->local || r->got_ticket;
+        r->local = m->local;
+    }
     if (m->has_committed && m->committed) {
         r->committed++;
         r->transfer_bytes = m->usage->transfer_bytes;
@@ -396,6 +405,8 @@ static void request_start(cluster *c, request *r)
     fill_request(r, &q, &p, e, list);
     m.request = &q;
     m.attempt = r->attempt;
+    m.has_local_tokens = r->local_tokens > 0;
+    m.local_tokens = r->local_tokens;
     start_call(r, 1, "tandem.v1.Engine/Reserve", &m.base, (td_call_ops){on_decode_data, on_status});
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Workers die, stop and come back under running streams; the router's dispatch and the workers are
  * the real ones, the workers real processes. Each stream must end whole, with the very tokens and
- * log-probabilities of an undisturbed run (promises 1 and 2). */
+ * log-probabilities of an undisturbed run (promises 1 and 2), also when decode workers prefill
+ * short prompts by themselves. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -36,7 +37,7 @@ typedef struct stream {
     float logprobs[CHOICES][TOKENS];
     int ends;
     td_error error;
-    uint32_t attempts;
+    uint32_t attempts, local_tokens;
     char text[200];
 } stream;
 
@@ -46,6 +47,7 @@ static td_dispatch *dispatch;
 static char dir[64];
 static pid_t pids[WORKERS];
 static stream want[N], got[N];
+static uint32_t local_tokens; /* 0: every prompt goes to a prefill worker */
 static uint64_t n_delivered;
 /* An accident: when so many tokens went out, the signal goes to the worker. */
 static uint64_t accident_at;
@@ -140,6 +142,7 @@ static void on_end(void *arg, td_error error, const char *text, uint32_t retry_a
     s->ends++;
     s->error = error;
     s->attempts = usage->attempts;
+    s->local_tokens = usage->local_tokens;
     snprintf(s->text, sizeof s->text, "%s", text ? text : "");
 }
 
@@ -286,7 +289,8 @@ static int open_all(void **state)
 {
     char control[128];
     td_err err = {0};
-    td_dispatch_config c = {.max_queue = 64, .vocab_size = VOCAB, .max_context = 2048};
+    td_dispatch_config c = {
+        .max_queue = 64, .vocab_size = VOCAB, .max_context = 2048, .local_tokens = local_tokens};
     snprintf(dir, sizeof dir, "/tmp/tandem-test-XXXXXX");
     assert_non_null(mkdtemp(dir));
     snprintf(control, sizeof control, "ipc://%s/control.sock", dir);
@@ -301,6 +305,23 @@ static int open_all(void **state)
         start(w);
     wait_for(2, 2);
     assert_int_equal(run_all(want), 0);
+    return 0;
+}
+
+/* The same again with the other policy: the same tokens, and short prompts that no prefill worker
+ * saw. */
+static int open_local(void **state)
+{
+    static const uint32_t expect[N] = {1, 63, 64, 65, 0, 7, 0, 33};
+    static stream split[N];
+    memcpy(split, want, sizeof split);
+    local_tokens = 100;
+    if (open_all(state) < 0)
+        return -1;
+    memcpy(got, split, sizeof got);
+    must_be_equal();
+    for (uint32_t i = 0; i < N; i++)
+        assert_int_equal(want[i].local_tokens, expect[i]);
     return 0;
 }
 
@@ -323,5 +344,11 @@ int main(void)
         cmocka_unit_test(prefill_is_frozen), cmocka_unit_test(decode_is_frozen),
         cmocka_unit_test(decode_leaves),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    const struct CMUnitTest local[] = {
+        cmocka_unit_test(decode_is_killed),
+        cmocka_unit_test(decode_is_frozen),
+        cmocka_unit_test(decode_leaves),
+    };
+    int failed = cmocka_run_group_tests(tests, open_all, close_all);
+    return failed + cmocka_run_group_tests(local, open_local, close_all);
 }

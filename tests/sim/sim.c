@@ -27,6 +27,8 @@ const char *sim_bug_name(sim_bug b)
         [SIM_BUG_EARLY_FREE] = "pins dropped in flight",
         [SIM_BUG_RESUME] = "recovery one id short",
         [SIM_BUG_TIMER] = "late deadline",
+        [SIM_BUG_LOCAL_INDEX] = "local first token kept back",
+        [SIM_BUG_LOCAL_ROWS] = "local chunk left out",
     };
     return names[b];
 }
@@ -427,6 +429,7 @@ static void open_workers(sim *s)
         w->decode_policy = (td_decode_policy){
             .max_seqs = 4 + (uint32_t)sim_below(s, 8), .n_blocks = n_blocks, .max_context = 2048};
         w->decode_policy.max_admitted = w->decode_policy.max_seqs + (uint32_t)sim_below(s, 5);
+        w->decode_policy.local_rows = w->prefill_policy.max_rows;
         w->pool.n = n_blocks;
         boot(s, w);
     }
@@ -522,6 +525,7 @@ int sim_run_seed(uint64_t seed, const sim_options *options, sim_tally *tally, ch
     if (seed % 12 == 0)
         s->faults &= ~SIM_F_NOISE; /* and in time */
     s->early_reply = (int)sim_below(s, 2);
+    s->local = seed % 3 ? 1 + (uint32_t)sim_below(s, 200) : 0;
     s->faults_end_us = 4 * TD_S;
     td_list_init(&s->conns);
     sim_log(s, "seed %llu faults %x", (unsigned long long)seed, s->faults);

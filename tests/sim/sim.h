@@ -86,6 +86,8 @@ typedef enum sim_bug {
     SIM_BUG_EARLY_FREE,   /* pins are dropped with frames in flight */
     SIM_BUG_RESUME,       /* a recovery carries one id too few */
     SIM_BUG_TIMER,        /* the deadline timer fires late */
+    SIM_BUG_LOCAL_INDEX,  /* a local prefill keeps its first token back */
+    SIM_BUG_LOCAL_ROWS,   /* a local prefill leaves its last chunk out */
     SIM_BUG_MAX
 } sim_bug;
 const char *sim_bug_name(sim_bug b);
@@ -95,7 +97,7 @@ typedef struct sim_tally {
     uint64_t events, requests, tokens, ok, errors[TD_ERROR_MAX], refused;
     uint64_t redispatches, resumes_ok, stale, no_room, held, gaps, late, fenced, drops[TD_DROP_MAX],
         silences, crashes, coalesced, shared_blocks, held_blocks, closed_peers, commit_retries,
-        stalls;
+        stalls, local_prefills, local_resumes;
 } sim_tally;
 
 typedef struct sim sim;
@@ -131,7 +133,7 @@ typedef struct sim_body {
     uint32_t refs;
     uint8_t kind; /* SIM_RESERVE ... */
     sim_request request;
-    uint32_t attempt;
+    uint32_t attempt, local; /* local: allowed (RESERVE), prefilled by the decode worker (EVENT) */
     int has_ticket, committed;
     sim_ticket ticket;
     uint32_t n_runs;
@@ -219,6 +221,7 @@ typedef struct sim_res {
     uint32_t n_seqs;
     int committed, released;
     uint32_t held;
+    uint32_t local, n_left;           /* prompt tokens prefilled here, and those still to compute */
     sim_run pending[SIM_CHOICES_MAX]; /* computed and not sent: out of credit */
     int committed_owed;
 } sim_res;
@@ -344,6 +347,7 @@ struct sim {
     uint64_t n_bodies; /* alive */
     uint64_t n_kv;     /* KV messages in the network */
     int early_reply;   /* P replies before the push is acked */
+    uint32_t local;    /* conditional split: most tokens that a decode worker prefills; 0: never */
     int failed;
     char text[300];
     sim_tally *tally;

@@ -56,7 +56,8 @@ void sim_client_start(sim *s, uint32_t n)
         td_life_config c = {.n_choices = g->request.n,
                             .max_tokens = g->request.max_tokens,
                             .deadline_us = at + timeout,
-                            .stall_us = STALL_US};
+                            .stall_us = STALL_US,
+                            .allow_local = s->local > 0};
         td_life_init(&g->life, &c);
         g->submitted_us = at;
         sim_at(s, at, &(sim_event){.fn = on_submit, .p = g});

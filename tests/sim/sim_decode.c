@@ -44,7 +44,8 @@ static void arm_due(sim *s, sim_worker *w)
 {
     uint64_t at = UINT64_MAX;
     TD_LIST_FOR (l, &w->jobs)
-        at = TD_MIN(at, td_ticket_in_due(&res_of(l)->in));
+        if (!res_of(l)->local)
+            at = TD_MIN(at, td_ticket_in_due(&res_of(l)->in));
     if (at == UINT64_MAX || (w->due_us && w->due_us <= at))
         return;
     w->due_us = at;
@@ -150,6 +151,27 @@ static uint32_t verdict(const sim_worker *w, const sim_res *r, const td_decode_n
     }
 }
 
+/* Rows [from, to) of the only timeline: they are what they must be. */
+static void fill_rows(sim_worker *w, sim_res *r, uint32_t from, uint32_t to)
+{
+    for (uint32_t b = from / TD_BLOCK_TOKENS; b * TD_BLOCK_TOKENS < to; b++) {
+        uint32_t rows = TD_MIN((uint32_t)TD_BLOCK_TOKENS, to - b * TD_BLOCK_TOKENS);
+        for (uint32_t i = 0; i < SIM_GROUPS; i++)
+            w->pool.content[r->blocks[0][b]][i] =
+                sim_content(&r->request, r->plan.timelines[0].choice, b, rows, i);
+    }
+}
+
+/* What its cache has of the prompt: whole blocks, and at least one row is to come. */
+static void attach(sim *s, sim_worker *w, sim_res *r)
+{
+    if (r->plan.n_timelines != 1 || sim_below(s, 3) != 0)
+        return;
+    r->held = (uint32_t)sim_below(s, (r->plan.timelines[0].n_ids - 1) / TD_BLOCK_TOKENS + 1);
+    fill_rows(w, r, 0, r->held * TD_BLOCK_TOKENS);
+    s->tally->held_blocks += r->held;
+}
+
 static void grant(sim *s, sim_worker *w, sim_res *r, uint64_t deadline_us)
 {
     td_in_grant g = {.terms = sim_terms(),
@@ -167,18 +189,12 @@ static void grant(sim *s, sim_worker *w, sim_res *r, uint64_t deadline_us)
     g.key.attempt = r->attempt;
     g.key.generation = (uint32_t)w->generation;
     memcpy(g.key.decode_epoch, w->epoch, 16);
-    if (r->plan.n_timelines == 1 &&
-        sim_below(s, 3) == 0) /* whole blocks, and at least one row is to come */
-        r->held = (uint32_t)sim_below(s, (r->plan.timelines[0].n_ids - 1) / TD_BLOCK_TOKENS + 1);
     for (uint32_t b = 0; b < r->plan.n_blocks; b++) {
         uint32_t t, at;
         td_in_block *k = &r->in_blocks[b];
         td_plan_block(&r->plan, b, &t, &at, &k->rows);
         if (at < r->held) {
             k->rows = 0;
-            for (uint32_t i = 0; i < SIM_GROUPS; i++)
-                w->pool.content[r->blocks[t][at]][i] =
-                    sim_content(&r->request, r->plan.timelines[t].choice, at, TD_BLOCK_TOKENS, i);
             continue;
         }
         k->has_chain = k->rows == TD_BLOCK_TOKENS;
@@ -199,9 +215,25 @@ static void send_ticket(sim *s, sim_worker *w, sim_res *r, uint64_t timeout_us)
     sim_body *b = sim_body_new(s, SIM_EVENT);
     b->has_ticket = 1;
     b->ticket = (sim_ticket){r->in.key, sim_terms(), w->index, CREDIT_BYTES, timeout_us, r->held};
-    s->tally->held_blocks += r->held;
     sim_send(s, r->conn, r->stream, b);
     sim_body_unref(s, b);
+}
+
+static void wake_lane(sim *s, sim_worker *w)
+{
+    if (w->lane_busy)
+        return;
+    w->lane_busy = 1;
+    sim_at(s, s->now + 20, &(sim_event){.fn = on_lane, .worker = w->index, .a = w->boot});
+}
+
+static void send_local(sim *s, sim_worker *w, sim_res *r)
+{
+    sim_body *b = sim_body_new(s, SIM_EVENT);
+    b->local = r->local;
+    sim_send(s, r->conn, r->stream, b);
+    sim_body_unref(s, b);
+    wake_lane(s, w);
 }
 
 void sim_decode_call(sim *s, sim_worker *w, sim_conn *c, uint64_t stream, const sim_body *b)
@@ -225,6 +257,13 @@ void sim_decode_call(sim *s, sim_worker *w, sim_conn *c, uint64_t stream, const 
     }
     uint64_t left = td_streams_remaining_us(c->streams[SIM_WORKER_END], stream, s->now);
     td_list_add(&w->jobs, &r->link);
+    attach(s, w, r);
+    r->local = r->n_left =
+        td_decode_local(b->local, r->plan.n_timelines, r->plan.timelines[0].n_ids, r->held);
+    if (r->local) {
+        send_local(s, w, r);
+        return;
+    }
     grant(s, w, r, s->now + left);
     send_ticket(s, w, r, left);
     arm_due(s, w);
@@ -239,7 +278,7 @@ void sim_decode_abort(sim *s, sim_worker *w, sim_conn *c, uint64_t stream, uint3
         if (r->conn != c || r->stream != stream)
             continue;
         finish(s, r, code);
-        if (r->committed)
+        if (r->committed || r->local)
             bury(s, w, r);
         else
             in_step(s, w, r, &(td_in_event){.kind = TD_IN_CANCEL, .code = code});
@@ -250,14 +289,6 @@ void sim_decode_abort(sim *s, sim_worker *w, sim_conn *c, uint64_t stream, uint3
 
 /* ---- arrival ---- */
 
-static void wake_lane(sim *s, sim_worker *w)
-{
-    if (w->lane_busy)
-        return;
-    w->lane_busy = 1;
-    sim_at(s, s->now + 20, &(sim_event){.fn = on_lane, .worker = w->index, .a = w->boot});
-}
-
 /* The blocks are whole: fork the partial block for the other choices, and let them run. */
 static void deliver(sim *s, sim_worker *w, sim_res *r)
 {
@@ -266,9 +297,11 @@ static void deliver(sim *s, sim_worker *w, sim_res *r)
     r->committed_owed = 1;
     for (uint32_t i = 0; i < r->n_seqs; i++) {
         uint32_t c = choice_at(r, i);
-        r->next[i] = r->request.resume ? r->request.n_emitted[c] : 1;
+        r->next[i] = r->request.resume ? r->request.n_emitted[c]
+                     : r->local        ? s->options.bug == SIM_BUG_LOCAL_INDEX
+                                       : 1;
         r->n_rows[i] = r->plan.timelines[r->request.resume ? i : 0].n_ids;
-        r->runnable[i] = !sim_finish(&r->request, c, r->next[i] - 1);
+        r->runnable[i] = !r->next[i] || !sim_finish(&r->request, c, r->next[i] - 1);
         r->pending[i] = (sim_run){.choice = c, .index = r->next[i]};
         if (!r->request.resume && i > 0 && r->request.n_prompt % TD_BLOCK_TOKENS &&
             r->n_blocks[i] > full)
@@ -322,7 +355,7 @@ static void in_step(sim *s, sim_worker *w, sim_res *r, const td_in_event *e)
 static sim_res *find_res(sim_worker *w, const td_ticket_key *key)
 {
     TD_LIST_FOR (l, &w->jobs)
-        if (memcmp(res_of(l)->in.key.id, key->id, 16) == 0)
+        if (!res_of(l)->local && memcmp(res_of(l)->in.key.id, key->id, 16) == 0)
             return res_of(l);
     return NULL;
 }
@@ -397,7 +430,7 @@ static void on_due(sim *s, sim_event *e)
         return;
     w->due_us = 0;
     TD_LIST_FOR (l, &w->jobs)
-        if (td_ticket_in_due(&res_of(l)->in) <= s->now)
+        if (!res_of(l)->local && td_ticket_in_due(&res_of(l)->in) <= s->now)
             in_step(s, w, res_of(l), &(td_in_event){.kind = TD_IN_TICK});
     arm_due(s, w);
 }
@@ -429,6 +462,33 @@ static void compute(const sim_worker *w, sim_res *r, uint32_t i)
     p->finish = sim_finish(&r->request, c, index);
     if (p->finish)
         r->runnable[i] = 0;
+}
+
+/* A chunk of the prompts that are prefilled here; returns its rows. */
+static uint32_t prefill_step(sim *s, sim_worker *w)
+{
+    sim_res *local[TD_DECODE_LOCAL_MAX];
+    uint32_t left[TD_DECODE_LOCAL_MAX], tokens[TD_DECODE_LOCAL_MAX], n = 0, rows = 0;
+    TD_LIST_FOR (l, &w->jobs) {
+        sim_res *r = res_of(l);
+        if (!r->n_left || r->released || n == TD_DECODE_LOCAL_MAX)
+            continue;
+        local[n] = r;
+        left[n++] = r->n_left;
+    }
+    n = td_decode_plan_local(&w->decode_policy, left, n, tokens);
+    for (uint32_t i = 0; i < n; i++) {
+        sim_res *r = local[i];
+        uint32_t done = r->plan.timelines[0].n_ids - r->n_left;
+        sim_working_for(s, r->request.id);
+        r->n_left -= tokens[i];
+        rows += tokens[i];
+        if (!(s->options.bug == SIM_BUG_LOCAL_ROWS && !r->n_left))
+            fill_rows(w, r, done, done + tokens[i]);
+        if (!r->n_left)
+            deliver(s, w, r);
+    }
+    return rows;
 }
 
 static uint32_t plan_step(sim_worker *w, sim_res **res, uint32_t *seq)
@@ -533,12 +593,17 @@ static void on_lane(sim *s, sim_event *e)
         sim_working_for(s, res[picks[i]]->request.id);
         compute(w, res[picks[i]], seq[picks[i]]);
     }
+    w->lane_busy = 1; /* a delivery inside must not wake it once more */
+    uint32_t rows = prefill_step(s, w);
+    w->lane_busy = 0;
+    w->n_steps += n || rows;
     send_batch(s, w);
     finish_done(s, w);
-    if (!n && !plan_step(w, res, seq)) /* what was sent just now may have made room for more */
+    if (!n && !rows &&
+        !plan_step(w, res, seq)) /* what was sent just now may have made room for more */
         return;
     w->lane_busy = 1;
-    uint64_t cost = w->step_us;
+    uint64_t cost = w->step_us + (uint64_t)rows * w->step_us / 40;
     if (s->now < w->slow_until)
         cost *= 20;
     sim_at(s, s->now + cost, &(sim_event){.fn = on_lane, .worker = w->index, .a = w->boot});

@@ -297,6 +297,7 @@ static int start_call(sim *s, sim_gen *g, td_leg kind)
     sim_body *b = sim_body_new(s, kind == TD_LEG_DECODE ? SIM_RESERVE : SIM_PREFILL);
     fill_request(s, g, &b->request);
     b->attempt = g->life.attempt;
+    b->local = kind == TD_LEG_DECODE ? s->local : 0;
     if (kind == TD_LEG_PREFILL && g->ticket) {
         b->has_ticket = 1;
         b->ticket = *g->ticket;
@@ -408,7 +409,7 @@ static void on_arm(sim *s, sim_event *e)
     sim_gen *g = e->p;
     if (g->arm_us != e->a || g->ended)
         return;
-    const sim_peer *p = find_peer(s, g->pair[TD_LEG_PREFILL]);
+    const sim_peer *p = find_peer(s, g->pair[td_life_prefiller(&g->life)]);
     td_life_event ev = {.kind = TD_LIFE_EV_TIMER, .progress_us = p ? p->progress_us : 0};
     gen_step(s, g, &ev, NULL);
 }
@@ -440,9 +441,9 @@ static void queue(sim *s, sim_gen *g, uint64_t at_us)
 static void act(sim *s, sim_gen *g, const td_life_event *ev, const td_life_action *a,
                 const sim_run *runs)
 {
-    static const char *const names[] = {"",        "dispatch", "reserve", "prefill",
-                                        "cancel",  "blame",    "deliver", "hold",
-                                        "release", "drop",     "arm",     "end"};
+    static const char *const names[] = {"",       "dispatch", "reserve", "prefill", "local",
+                                        "cancel", "blame",    "deliver", "hold",    "release",
+                                        "drop",   "arm",      "end"};
     if (a->kind != TD_LIFE_DELIVER)
         sim_log(s, "request %u attempt %u: %s leg %d", g->request.id, g->life.attempt,
                 names[a->kind], (int)a->leg);
@@ -457,6 +458,11 @@ static void act(sim *s, sim_gen *g, const td_life_event *ev, const td_life_actio
         break;
     case TD_LIFE_PREFILL:
         start_leg(s, g, TD_LEG_PREFILL);
+        break;
+    case TD_LIFE_LOCAL:
+        drop_planned(s, g);
+        s->tally->local_prefills++;
+        s->tally->local_resumes += (uint64_t)td_life_is_resume(&g->life);
         break;
     case TD_LIFE_CANCEL_LEG:
         cancel_leg(s, g, a->leg);
@@ -549,6 +555,10 @@ void sim_router_data(sim *s, sim_conn *c, uint64_t stream, sim_leg *leg, const s
         g->ticket = &b->ticket;
         gen_step(s, g, &ev, NULL);
         g->ticket = NULL;
+    }
+    if (b->local && b->kind == SIM_EVENT) {
+        td_life_event ev = {.kind = TD_LIFE_EV_LOCAL, .attempt = attempt, .leg = kind};
+        gen_step(s, g, &ev, NULL);
     }
     if (b->committed) {
         td_life_event ev = {.kind = TD_LIFE_EV_COMMIT, .attempt = attempt, .leg = kind};

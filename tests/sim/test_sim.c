@@ -50,6 +50,8 @@ static void print_tally(const sim_tally *t)
     ROW(closed_peers);
     ROW(commit_retries);
     ROW(stalls);
+    ROW(local_prefills);
+    ROW(local_resumes);
 #undef ROW
     for (int d = 1; d < TD_DROP_MAX; d++)
         if (t->drops[d])
@@ -74,7 +76,7 @@ static void seeds(void **state)
     /* a run that never met the trouble would prove nothing */
     assert_true(t.ok * 2 > t.requests);
     assert_true(t.redispatches > 100 && t.resumes_ok > 20 && t.stale > 20 && t.no_room > 5 &&
-                t.held > 20 && t.stalls > 5);
+                t.held > 20 && t.stalls > 5 && t.local_prefills > 200 && t.local_resumes > 20);
     assert_true(t.gaps > 20 && t.late > 20 && t.fenced > 20 && t.silences > 20 && t.crashes > 20);
     assert_true(t.coalesced > 20 && t.shared_blocks > 20 && t.held_blocks > 20 &&
                 t.commit_retries > 5);

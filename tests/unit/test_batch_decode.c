@@ -66,11 +66,43 @@ static void test_everyone_runs(void **state)
     assert_int_equal(td_decode_plan(&policy, 0, &cursor, picks), 0);
 }
 
+/* Conditional split: at most the limit, whole-block hits counted, never with several timelines. */
+static void test_local(void **state)
+{
+    (void)state;
+    assert_int_equal(td_decode_local(0, 1, 1, 0), 0);
+    assert_int_equal(td_decode_local(10, 1, 10, 0), 10);
+    assert_int_equal(td_decode_local(10, 1, 11, 0), 0);
+    assert_int_equal(td_decode_local(10, 1, 64 * 5 + 10, 5), 10);
+    assert_int_equal(td_decode_local(10, 1, 64 * 5 + 10, 4), 0);
+    assert_int_equal(td_decode_local(1000, 2, 10, 0), 0);
+}
+
+/* A step never holds more prompt tokens than a chunk: running streams wait for no more than that.
+ */
+static void test_local_rows(void **state)
+{
+    (void)state;
+    td_decode_policy p = policy;
+    uint32_t left[TD_DECODE_LOCAL_MAX] = {50, 50, 7, 1}, tokens[TD_DECODE_LOCAL_MAX];
+    p.local_rows = 64;
+    assert_int_equal(td_decode_plan_local(&p, left, 0, tokens), 0);
+    assert_int_equal(td_decode_plan_local(&p, left, 4, tokens), 2);
+    assert_int_equal(tokens[0], 50);
+    assert_int_equal(tokens[1], 14);
+    left[0] = 64;
+    assert_int_equal(td_decode_plan_local(&p, left, 4, tokens), 1);
+    left[0] = left[1] = 3;
+    assert_int_equal(td_decode_plan_local(&p, left, 4, tokens), 4);
+    assert_int_equal(tokens[2], 7);
+    assert_int_equal(tokens[3], 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_worst_case),
-        cmocka_unit_test(test_admission),
+        cmocka_unit_test(test_local),         cmocka_unit_test(test_local_rows),
+        cmocka_unit_test(test_worst_case),    cmocka_unit_test(test_admission),
         cmocka_unit_test(test_everyone_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -282,6 +282,84 @@ static void tokens_leave_the_timer(void **state)
     assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
 }
 
+static void to_local(fixture *f)
+{
+    f->l.config.allow_local = 1;
+    if (f->l.phase == TD_LIFE_NEW)
+        simple(f, TD_LIFE_EV_START);
+    simple(f, TD_LIFE_EV_PAIR);
+    assert_non_null(find(f, TD_LIFE_RESERVE));
+    simple(f, TD_LIFE_EV_LOCAL);
+    assert_non_null(find(f, TD_LIFE_LOCAL));
+    assert_null(find(f, TD_LIFE_PREFILL));
+}
+
+/* conditional split: no prefill worker, every token from D, index 0 first; a recovery goes on
+ * behind what was emitted, on either kind of worker */
+static void local_prefill(void **state)
+{
+    fixture f;
+    begin(&f, 2, 3);
+    to_local(&f);
+    simple(&f, TD_LIFE_EV_COMMIT);
+    for (uint32_t c = 0; c < 2; c++) {
+        run_at(&f, 1, c, 0, 10 + c, 0);
+        assert_int_equal(count(&f, TD_LIFE_DELIVER), 1);
+    }
+    run_at(&f, 1, 1, 1, 21, 1);
+    status(&f, TD_LEG_DECODE, TD_UNAVAILABLE);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    assert_false(cancels(&f, TD_LEG_PREFILL));
+    assert_int_equal(f.l.local, 0);
+    to_local(&f); /* choice 1 has ended */
+    simple(&f, TD_LIFE_EV_COMMIT);
+    run_at(&f, 2, 0, 1, 11, 0);
+    assert_int_equal(count(&f, TD_LIFE_DELIVER), 1);
+    status(&f, TD_LEG_DECODE, TD_UNAVAILABLE);
+    to_ticket(&f);
+    uint32_t last = 11;
+    first(&f, 1, &last, 1, 0);
+    run_at(&f, 3, 0, 2, 12, 2);
+    assert_int_equal(find(&f, TD_LIFE_END)->error, TD_ERROR_NONE);
+}
+
+/* what a decode worker may not say */
+static void local_prefill_refused(void **state)
+{
+    fixture f;
+    begin(&f, 1, 3); /* not asked for */
+    simple(&f, TD_LIFE_EV_START);
+    simple(&f, TD_LIFE_EV_PAIR);
+    simple(&f, TD_LIFE_EV_LOCAL);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    begin(&f, 1, 3); /* after its ticket */
+    f.l.config.allow_local = 1;
+    to_ticket(&f);
+    simple(&f, TD_LIFE_EV_LOCAL);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    begin(&f, 1, 3); /* tokens before it has prefilled */
+    to_local(&f);
+    run_at(&f, 1, 0, 0, 10, 0);
+    assert_null(find(&f, TD_LIFE_HOLD));
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    begin(&f, 1, 3); /* an end before that */
+    to_local(&f);
+    status(&f, TD_LEG_DECODE, TD_OK);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+    begin(&f, 1, 3); /* index 1 first */
+    to_local(&f);
+    simple(&f, TD_LIFE_EV_COMMIT);
+    run_at(&f, 1, 0, 1, 11, 0);
+    assert_null(find(&f, TD_LIFE_DELIVER));
+    begin(&f, 1, 3); /* its steps stand still */
+    f.l.config.stall_us = 10 * S;
+    to_local(&f);
+    timer(&f, 10 * S, 5 * S);
+    assert_null(find(&f, TD_LIFE_BLAME));
+    timer(&f, 15 * S, 5 * S);
+    assert_int_equal(find(&f, TD_LIFE_BLAME)->leg, TD_LEG_DECODE);
+}
+
 /* recovery: the resampled token is compared and not sent again; D2 goes on at the number emitted */
 static void recovery(void **state)
 {
@@ -660,6 +738,8 @@ int main(void)
         cmocka_unit_test(prefill_stalls),
         cmocka_unit_test(tokens_leave_the_timer),
         cmocka_unit_test(no_room_for_a_stream),
+        cmocka_unit_test(local_prefill),
+        cmocka_unit_test(local_prefill_refused),
         cmocka_unit_test(recovery),
         cmocka_unit_test(nondeterminism),
         cmocka_unit_test(nondeterminism_seen_by_worker),
