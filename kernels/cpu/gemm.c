@@ -176,33 +176,45 @@ static const uint8_t *scales_of(const cpu_product *p, uint32_t at)
     return p->w->packed + p->w->scales_at + bytes;
 }
 
-void td_cpu_multiply(const cpu_product *p, float *sums)
+/* Every tile by panels [x0, x1) of the product over one block. */
+static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint32_t x0,
+                           uint32_t x1, float *sums)
 {
     const cpu_tensor *w = p->w;
     const struct form *f = &forms[p->path];
     size_t stride = (size_t)p->count * LANES,
            first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
-    uint32_t row0 = cpu_tile_row(p->rows, p->tile0);
-    for (uint32_t at = p->k0, end; at < p->k1; at = end) {
-        end = block_end(p, at);
-        uint32_t word = td_cpu_words(p->path, at);
-        const uint8_t *codes = w->packed + first + (size_t)at * f->panel_bytes,
-                      *scales = scales_of(p, at) + first;
-        cpu_tile t = {.w_stride = w->panel_bytes,
-                      .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
-                                                       : (end - at + f->step - 1) / f->step,
-                      .sum_stride = stride,
-                      .first = at == p->k0};
-        for (uint32_t i = p->tile0; i < p->tile1; i++) {
-            uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
-            t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
-            for (uint32_t x = 0; x < p->count; x += step) {
-                cpu_tile_fn fn = widest(p, n, p->count - x, &step);
-                t.w = codes + x * w->panel_bytes;
-                t.scales = scales + x * w->panel_bytes;
-                t.sum = sums + (r0 - row0) * stride + (size_t)x * LANES;
-                fn(&t);
-            }
+    uint32_t row0 = cpu_tile_row(p->rows, p->tile0), word = td_cpu_words(p->path, at);
+    const uint8_t *codes = w->packed + first + (size_t)at * f->panel_bytes,
+                  *scales = scales_of(p, at) + first;
+    cpu_tile t = {.w_stride = w->panel_bytes,
+                  .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
+                                                   : (end - at + f->step - 1) / f->step,
+                  .sum_stride = stride,
+                  .first = at == p->k0};
+    for (uint32_t i = p->tile0; i < p->tile1; i++) {
+        uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
+        t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
+        for (uint32_t x = x0; x < x1; x += step) {
+            cpu_tile_fn fn = widest(p, n, x1 - x, &step);
+            t.w = codes + x * w->panel_bytes;
+            t.scales = scales + x * w->panel_bytes;
+            t.sum = sums + (r0 - row0) * stride + (size_t)x * LANES;
+            fn(&t);
+        }
+    }
+}
+
+/* A tile's panels go down K as far as they are long, for memory likes few long streams; all tiles
+ * share each block of them while it is in the cache. */
+void td_cpu_multiply(const cpu_product *p, float *sums)
+{
+    uint32_t step, rows = (p->rows->n + p->rows->n_tiles - 1) / p->rows->n_tiles;
+    for (uint32_t x = 0; x < p->count; x += step) {
+        widest(p, rows, p->count - x, &step);
+        for (uint32_t at = p->k0, end; at < p->k1; at = end) {
+            end = block_end(p, at);
+            multiply_block(p, at, end, x, x + step, sums);
         }
     }
 }
