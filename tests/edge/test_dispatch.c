@@ -33,7 +33,7 @@ typedef struct served {
     td_call *call; /* NULL: finished */
     Tandem__V1__ReserveRequest *reserve;
     Tandem__V1__PrefillRequest *prefill;
-    int cancelled;
+    int cancelled, local;
 } served;
 
 struct worker {
@@ -45,6 +45,7 @@ struct worker {
     int is_decode, up, hold, malformed; /* hold: do not answer by itself */
     int late;                           /* prefill: D may speak before the reply goes out */
     int lies;                           /* prefill: another token when it resamples */
+    uint32_t local;                     /* decode: prefills so much itself when it may; 0 = never */
     td_timer *death, *answer;
     uint32_t stop_at; /* decode: dies (closes) in place of sending this index; 0 = never */
     char refused[300];
@@ -130,7 +131,7 @@ static int decode_step(served *c, uint32_t step)
     m.runs = ptr;
     for (uint32_t i = 0; i < r->n; i++) {
         int open;
-        uint32_t e = emitted_of(r, i, &open), index = (e ? e : 1) + step;
+        uint32_t e = emitted_of(r, i, &open), index = (e ? e : !c->local) + step;
         if (!open || index >= r->max_tokens)
             continue;
         if (c->w->stop_at && index >= c->w->stop_at)
@@ -174,8 +175,11 @@ static void decode_commit(served *c)
     Tandem__V1__Usage usage = TANDEM__V1__USAGE__INIT;
     m.has_committed = m.committed = 1;
     usage.has_transfer_bytes = usage.has_transfer_us = 1;
-    usage.transfer_bytes = 4096;
-    usage.transfer_us = 77;
+    usage.transfer_bytes = c->local ? 0 : 4096;
+    usage.transfer_us = c->local ? 0 : 77;
+    usage.has_prefill_us = usage.has_cached_tokens = c->local;
+    usage.prefill_us = 55;
+    usage.cached_tokens = 2;
     m.usage = &usage;
     send_event(c, &m);
     for (uint32_t step = 0;; step++) {
@@ -188,6 +192,17 @@ static void decode_commit(served *c)
             break;
     }
     finish(c, TD_OK, "");
+}
+
+static void say_local(served *c)
+{
+    Tandem__V1__DecodeEvent m = TANDEM__V1__DECODE_EVENT__INIT;
+    m.has_local = 1;
+    m.local = c->w->local;
+    c->local = 1;
+    send_event(c, &m);
+    if (m.local <= c->reserve->local_tokens) /* else it hears that it is broken */
+        decode_commit(c);
 }
 
 static void grant(served *c)
@@ -290,7 +305,9 @@ static void on_call(void *arg, td_call *call, td_str method, td_str message)
         c->reserve =
             tandem__v1__reserve_request__unpack(NULL, message.len, (const uint8_t *)message.ptr);
         assert_non_null(c->reserve);
-        if (!w->hold)
+        if (w->local && c->reserve->local_tokens)
+            say_local(c);
+        else if (!w->hold)
             grant(c);
     } else {
         assert_true(td_str_eq(method, "tandem.v1.Engine/Prefill"));
@@ -508,10 +525,17 @@ static int both_ready(void)
     return get_state().ready && P.up && D.up;
 }
 
+static uint64_t stall_us;
+static uint32_t local_tokens;
+
 static int open_with(uint32_t max_queue)
 {
-    td_dispatch_config c = {
-        .control = endpoint, .max_queue = max_queue, .vocab_size = 100000, .max_context = 512};
+    td_dispatch_config c = {.control = endpoint,
+                            .max_queue = max_queue,
+                            .vocab_size = 100000,
+                            .max_context = 512,
+                            .stall_us = stall_us,
+                            .local_tokens = local_tokens};
     td_err err = {0};
     static int n;
     snprintf(endpoint, sizeof endpoint, "ipc:///tmp/td-dispatch-%d-%d.sock", (int)getpid(), ++n);
@@ -538,8 +562,21 @@ static int setup_small_queue(void **state)
     return open_with(1);
 }
 
+static int setup_local(void **state)
+{
+    local_tokens = 3;
+    return open_with(64);
+}
+
+static int setup_watchful(void **state)
+{
+    stall_us = 300 * TD_MS;
+    return open_with(64);
+}
+
 static int teardown(void **state)
 {
+    stall_us = local_tokens = 0;
     worker_close(&P);
     worker_close(&D);
     worker_close(&D2);
@@ -783,6 +820,82 @@ static void malformed_reply_is_retried(void **state)
     assert_int_equal(metric("redispatch_total{pool=\"prefill\"}"), 1);
 }
 
+/* A prefill worker that answers PINGs and does nothing with a request in hand loses it, long before
+ * the deadline: by --stall-timeout. */
+static void stalled_prefill_loses_it(void **state)
+{
+    client c;
+    P.hold = 1;
+    start_pair();
+    assert_int_equal(submit(&c, 1, 5), TD_ERROR_NONE);
+    WAIT(P.n_calls == 1);
+    P.hold = 0;
+    uint64_t start = td_now_us();
+    WAIT(c.ends);
+    assert_true(td_now_us() - start >= 250 * TD_MS);
+    assert_int_equal(c.error, TD_ERROR_NONE);
+    assert_int_equal(c.n[0], 5);
+    assert_int_equal(c.usage.attempts, 2);
+    assert_int_equal(P.calls[0].cancelled, 1);
+    assert_int_equal(metric("redispatch_total{pool=\"prefill\"}"), 1);
+}
+
+/* A decode worker that prefills by itself: no prefill worker is asked, every token is its own, and
+ * the usage tells. A recovery may go to a prefill worker after all. */
+static void decode_prefills(void **state)
+{
+    client c;
+    start_pair();
+    D.local = 1;
+    assert_int_equal(submit(&c, 2, 10), TD_ERROR_NONE);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_NONE);
+    assert_int_equal(c.n[0], 10);
+    assert_int_equal(c.n[1], 10);
+    assert_int_equal(P.n_calls, 0);
+    assert_int_equal(c.usage.local_tokens, 1);
+    assert_int_equal(c.usage.cached_tokens, 2);
+    assert_int_equal(c.usage.prefill_us, 55);
+    assert_int_equal(c.usage.transfer_bytes, 0);
+    assert_int_equal(metric("local_prefills_total"), 1);
+    assert_int_equal(metric("local_prefill_tokens_total"), 1);
+    assert_int_equal(metric("cached_tokens_total"), 2);
+    D.stop_at = 4; /* dies; D2 goes on with a handoff */
+    assert_int_equal(submit(&c, 1, 9), TD_ERROR_NONE);
+    worker_dial(&D2);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_NONE);
+    assert_int_equal(c.n[0], 9);
+    assert_int_equal(c.usage.attempts, 2);
+    assert_int_equal(P.n_calls, 1);
+    D2.local = 1;
+    /* prompt log-probabilities are never left to it */
+    td_gen_spec spec = {
+        .n = 1, .max_tokens = 6, .logprobs = 1, .top_logprobs = 2, .prompt_logprobs = 1};
+    assert_int_equal(submit_spec(&c, &spec, NULL), TD_ERROR_NONE);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_NONE);
+    assert_int_equal(c.n_prompt, 1);
+    assert_int_equal(P.n_calls, 2);
+}
+
+/* More than was allowed: the worker is broken, and the request goes elsewhere. */
+static void too_much_local(void **state)
+{
+    client c;
+    start_pair();
+    D.local = 4;
+    worker_dial(&D2);
+    WAIT(D2.up);
+    assert_int_equal(submit(&c, 1, 9), TD_ERROR_NONE);
+    WAIT(c.ends);
+    assert_int_equal(c.error, TD_ERROR_NONE);
+    assert_int_equal(c.n[0], 9);
+    assert_int_equal(c.usage.attempts, 2);
+    assert_int_equal(c.usage.local_tokens, 0);
+    assert_int_equal(metric("redispatch_total{pool=\"decode\"}"), 1);
+}
+
 /* ends inside a delivery: the other choice loses nothing */
 static void client_ends_choice(void **state)
 {
@@ -913,6 +1026,9 @@ int main(void)
         T(recovery),
         T(malformed_reply_is_retried),
         T(client_ends_choice),
+        cmocka_unit_test_setup_teardown(stalled_prefill_loses_it, setup_watchful, teardown),
+        cmocka_unit_test_setup_teardown(decode_prefills, setup_local, teardown),
+        cmocka_unit_test_setup_teardown(too_much_local, setup_local, teardown),
         T(unlike_workers_are_refused),
         cmocka_unit_test_setup_teardown(queue_is_bounded, setup_small_queue, teardown),
         T(same_id_twice),

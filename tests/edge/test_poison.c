@@ -158,6 +158,28 @@ static void decode_fails_one(void **state)
     }
 }
 
+/* The same where decode workers prefill by themselves: one step holds all. */
+static void local_prefill_fails_one(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < N; i++) {
+        make(&rq[i], i, i % 2 || i == victim);
+        rq[i].local_tokens = 100;
+        request_start(&cl, &rq[i]);
+    }
+    for (uint32_t i = 0; i < N; i++) {
+        request_wait(&cl, &rq[i]);
+        assert_true(rq[i].local > 0);
+        if (i % 2 || i == victim) {
+            assert_int_equal(rq[i].code[1], TD_INTERNAL);
+            assert_non_null(strstr(rq[i].why[1], "engine failed"));
+            assert_int_equal(rq[i].n_tokens[0], 0);
+        } else {
+            must_be_whole(i);
+        }
+    }
+}
+
 /* Alone in every step, many times in a row: the worker is still there. */
 static void again_and_again(void **state)
 {
@@ -271,6 +293,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prefill_fails_one), cmocka_unit_test(decode_fails_one),
-        cmocka_unit_test(again_and_again), cmocka_unit_test(broken_engine_leaves)};
+        cmocka_unit_test(local_prefill_fails_one), cmocka_unit_test(again_and_again),
+        cmocka_unit_test(broken_engine_leaves)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
