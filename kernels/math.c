@@ -13,14 +13,66 @@
 #define TD_BODY_TARGET __attribute__((target("avx2,fma")))
 #include "kernels/math_body.inc"
 
+#define TD_VEC(name)  name##_avx2
+#define TD_VEC_TARGET __attribute__((target("avx2,fma")))
+#define MF            __m256
+#define MF_(op)       _mm256_##op
+#define MI            __m256i
+#define MF_LANES      8
+#define MF_TO_MI      _mm256_castps_si256
+#define MI_TO_MF      _mm256_castsi256_ps
+#define MF_UNLESS_BELOW(x, bound, y)                                                               \
+    _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), y) /* NaN is not below */
+#define MF_NEGATIVE(v) _mm256_xor_ps(v, _mm256_set1_ps(-0.0f))
+/* whole numbers up to 2^32 are the low bits of 2^52 + themselves */
+#define MF_TO_U64(v, a, b)                                                                         \
+    do {                                                                                           \
+        const __m256d magic_ = _mm256_set1_pd(4503599627370496.0);                                 \
+        __m256d a_ = _mm256_cvtps_pd(_mm256_castps256_ps128(v)),                                   \
+                b_ = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));                                 \
+        a_ = _mm256_add_pd(_mm256_floor_pd(a_), magic_);                                           \
+        b_ = _mm256_add_pd(_mm256_floor_pd(b_), magic_);                                           \
+        (a) = _mm256_castpd_si256(_mm256_xor_pd(a_, magic_));                                      \
+        (b) = _mm256_castpd_si256(_mm256_xor_pd(b_, magic_));                                      \
+    } while (0)
+#define MI_ZERO        _mm256_setzero_si256()
+#define MI_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#include "kernels/math_vec.inc"
+
+#define TD_VEC(name)  name##_avx512
+#define TD_VEC_TARGET __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define MF            __m512
+#define MF_(op)       _mm512_##op
+#define MI            __m512i
+#define MF_LANES      16
+#define MF_TO_MI      _mm512_castps_si512
+#define MI_TO_MF      _mm512_castsi512_ps
+#define MF_UNLESS_BELOW(x, bound, y)                                                               \
+    _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), y)
+#define MF_NEGATIVE(v) _mm512_xor_ps(v, _mm512_set1_ps(-0.0f))
+#define MF_TO_U64(v, a, b)                                                                         \
+    do {                                                                                           \
+        (a) = _mm512_cvttps_epi64(_mm512_castps512_ps256(v));                                      \
+        (b) = _mm512_cvttps_epi64(_mm512_extractf32x8_ps(v, 1));                                   \
+    } while (0)
+#define MI_ZERO        _mm512_setzero_si512()
+#define MI_STORE(p, v) _mm512_storeu_si512(p, v)
+#include "kernels/math_vec.inc"
+
 static int has_fma(void)
 {
     return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2");
 }
 
+/* The widest vectors; short arrays fit no vector. */
+#define PICK(name)                                                                                 \
+    (!has_fma()                                                                ? name##_v2         \
+     : __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? name##_avx512     \
+                                                                               : name##_avx2)
+
 void td_exp_n(const float *x, float *y, size_t n)
 {
-    (has_fma() ? exp_n_fma : exp_n_v2)(x, y, n);
+    PICK(exp_n)(x, y, n);
 }
 
 float td_exp(float x)
@@ -31,7 +83,7 @@ float td_exp(float x)
 
 void td_silu_mul_n(const float *x, const float *u, float *y, size_t n)
 {
-    (has_fma() ? silu_mul_n_fma : silu_mul_n_v2)(x, u, y, n);
+    PICK(silu_mul_n)(x, u, y, n);
 }
 
 float td_sigmoid(float x)
@@ -41,7 +93,7 @@ float td_sigmoid(float x)
 
 uint64_t td_exp_weights(const float *x, float max, uint64_t *w, size_t n)
 {
-    return (has_fma() ? exp_weights_fma : exp_weights_v2)(x, max, w, n);
+    return PICK(exp_weights)(x, max, w, n);
 }
 
 double td_exp_d(double x)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention (numerics, rule 5) by blocks: a few rows at following positions meet each tile of 64
  * ranks together, with all heads that share its keys. The tile is gathered from the pool and
- * widened once. What a row gets never depends on who shares its block: each score, sum and value is
- * a chain of its own. */
+ * widened once, while the next one is on its way. What a row gets never depends on who shares its
+ * block: each score, sum and value is a chain of its own. */
 #include <math.h>
 
 #include "kernels/cpu/attend.h"
@@ -12,10 +12,12 @@
 
 enum {
     SPLIT = TD_KPLAN_ATTN_TILE * TD_KPLAN_ATTN_SPLIT,
-    QUERIES = 32, /* of a block: their outputs stay in the second cache beside the tile */
-    AHEAD = 6,    /* rows of the pool asked for before they are read */
+    /* of a block's queries and outputs: they stay in the second cache with the tile */
+    QUERY_FLOATS = 36864,
 };
 
+/* An item is a block of rows and a part of the heads: some groups of heads that share keys (GQA),
+ * or some of the heads that all share them (MLA: one group). */
 typedef struct attend_job {
     cpu_queue *c;
     const cpu_attend *f;
@@ -25,9 +27,11 @@ typedef struct attend_job {
     td_dtype kv;
     uint64_t layer_offset;
     size_t row_bytes;
-    uint32_t key_dims, value_dims, n_heads, group_heads, n_groups;
+    uint32_t key_dims, value_dims, n_heads;
+    uint32_t n_parts, part_groups, group_heads;
     float scale;
     const uint32_t *starts; /* block i has rows [starts[i], starts[i + 1]) */
+    uint32_t most;          /* rows of a block */
 } attend_job;
 
 /* Running state of queries: max, sum, un-normalised output. */
@@ -35,9 +39,16 @@ typedef struct states {
     float *m, *l, *o;
 } states;
 
-/* One item's share of the thread's work space. Query i * group_heads + h is head h of row i. */
+/* Where the pool keeps the ranks of a tile: n rows, the rest repeats the last. */
+typedef struct tile {
+    const uint8_t *rows[ATTEND_TILE];
+    uint32_t n;
+} tile;
+
+/* One item's share of the thread's work space. Query (g * n_rows + i) * n_heads + h is head h of
+ * group g in row i. */
 typedef struct block {
-    uint32_t t, n_rows, group, first_head, n_heads, n_queries;
+    uint32_t t, n_rows, group0, n_groups, head0, n_heads;
     float *keys; /* turned */
     float *values, *q, *p, *alpha;
     uint32_t *n; /* ranks of the tile at hand that a query sees */
@@ -64,51 +75,66 @@ static int dense(const attend_job *j, uint32_t t)
 
 /* ---- tiles ---- */
 
-/* Where the pool keeps ranks [rank, rank + n) of row t; the rest repeats the last. */
-static void find_rows(const attend_job *j, uint32_t t, uint32_t rank, uint32_t n,
-                      const uint8_t *ret_rows[ATTEND_TILE])
+static void find_tile(const attend_job *j, uint32_t t, uint32_t rank, tile *ret_tile)
 {
+    uint32_t n = length(j, t) - rank;
+    n = n < ATTEND_TILE ? n : ATTEND_TILE;
     if (dense(j, t)) { /* a tile is a block of the pool */
         const uint8_t *row = ref_kv_row(j->s, t, rank, j->layer_offset, j->row_bytes);
         for (uint32_t i = 0; i < n; i++)
-            ret_rows[i] = row + i * j->row_bytes;
+            ret_tile->rows[i] = row + i * j->row_bytes;
     } else {
-        const uint32_t *list = j->mla->selected + (size_t)t * j->mla->topk;
+        const uint32_t *list = j->mla->selected + (size_t)t * j->mla->topk + rank;
         for (uint32_t i = 0; i < n; i++)
-            ret_rows[i] = ref_kv_row(j->s, t, list[rank + i], j->layer_offset, j->row_bytes);
+            ret_tile->rows[i] = ref_kv_row(j->s, t, list[i], j->layer_offset, j->row_bytes);
     }
     for (uint32_t i = n; i < ATTEND_TILE; i++)
-        ret_rows[i] = ret_rows[n - 1];
+        ret_tile->rows[i] = ret_tile->rows[n - 1];
+    ret_tile->n = n;
+}
+
+/* Bytes from a row's begin to a group's keys and values. */
+static size_t key_at(const attend_job *j, uint32_t group)
+{
+    return (size_t)group * j->key_dims * td_dtype_bytes(j->kv);
+}
+
+static size_t value_at(const attend_job *j, uint32_t group)
+{
+    return j->gqa ? key_at(j, j->gqa->n_kv_heads + group) : 0;
+}
+
+/* Ask for a tile before it is wanted: its rows lie far apart, and nothing else tells the processor
+ * what comes. To the second cache: rows of 4 KiB would meet in few sets of the first. */
+static void fetch(const attend_job *j, const tile *x, uint32_t group)
+{
+    size_t head = key_at(j, 1), key = key_at(j, group), value = value_at(j, group);
+    for (uint32_t i = 0; i < x->n; i++)
+        for (size_t k = 0; k < head; k += 64) {
+            __builtin_prefetch(x->rows[i] + key + k, 0, 2);
+            if (j->gqa)
+                __builtin_prefetch(x->rows[i] + value + k, 0, 2);
+        }
 }
 
 /* Rows of the pool as rows of f32. */
-static void load_values(const attend_job *j, const block *b, const uint8_t *const *rows, uint32_t n)
+static void load_values(const attend_job *j, const block *b, const tile *x, size_t at)
 {
-    size_t bytes = j->value_dims * td_dtype_bytes(j->kv);
-    for (uint32_t i = 0; i < n; i++) {
+    uint32_t dims = j->value_dims;
+    for (uint32_t i = 0; i < x->n; i++) {
         float *dst = b->values + i * b->out_stride;
-        for (size_t at = 0; i + AHEAD < n && at < bytes; at += 64)
-            __builtin_prefetch(rows[i + AHEAD] + at);
         if (j->kv == TD_BF16)
-            j->f->widen(rows[i], dst, j->value_dims);
+            j->f->widen(x->rows[i] + at, dst, dims);
         else
-            memcpy(dst, rows[i], bytes);
-        for (size_t d = j->value_dims; d < attend_pad(j->value_dims); d++)
-            dst[d] = 0.0f;
+            memcpy(dst, x->rows[i] + at, dims * sizeof *dst);
+        memset(dst + dims, 0, (attend_pad(dims) - dims) * sizeof *dst);
     }
 }
 
-static void load_tile(const attend_job *j, const block *b, uint32_t t, uint32_t rank, uint32_t n)
+static void load_tile(const attend_job *j, const block *b, const tile *x, uint32_t group)
 {
-    const uint8_t *rows[ATTEND_TILE];
-    size_t head = j->key_dims * td_dtype_bytes(j->kv);
-    find_rows(j, t, rank, n, rows);
-    for (uint32_t i = 0; j->gqa && i < ATTEND_TILE; i++)
-        rows[i] += b->group * head;
-    j->f->turn(rows, j->key_dims, j->kv == TD_BF16, b->keys);
-    for (uint32_t i = 0; j->gqa && i < ATTEND_TILE; i++)
-        rows[i] += j->n_groups * head;
-    load_values(j, b, rows, n);
+    j->f->turn(x->rows, key_at(j, group), j->key_dims, j->kv == TD_BF16, b->keys);
+    load_values(j, b, x, value_at(j, group));
 }
 
 /* ---- one tile, one split, one block ---- */
@@ -122,97 +148,140 @@ static uint32_t first_row(const attend_job *j, const block *b, uint32_t r0)
     return i;
 }
 
-static void add_tile(const attend_job *j, const block *b, uint32_t r0, const states *st)
+/* The queries [q0, q0 + n_q) of one group meet the loaded tile. */
+static void meet(const attend_job *j, const block *b, uint32_t q0, uint32_t n_q, const states *st)
 {
-    uint32_t row0 = first_row(j, b, r0), q0 = row0 * b->n_heads, n_q = b->n_queries - q0, len = 0;
-    for (uint32_t i = row0; i < b->n_rows; i++) {
-        len = length(j, b->t + i) - r0;
-        len = len < ATTEND_TILE ? len : ATTEND_TILE;
-        for (uint32_t h = 0; h < b->n_heads; h++)
-            b->n[i * b->n_heads + h] = len;
-    }
-    load_tile(j, b, b->t + b->n_rows - 1, r0, len);
-    float *p = b->p + (size_t)q0 * ATTEND_TILE, *alpha = b->alpha + q0;
+    const uint32_t *n = b->n + q0 % (b->n_rows * b->n_heads);
+    float *p = b->p, *alpha = b->alpha, *o = st->o + q0 * b->out_stride;
     j->f->dots(b->q + q0 * b->q_stride, b->q_stride, n_q, b->keys, j->key_dims, j->scale, p);
-    j->f->shift(p, b->n + q0, n_q, st->m + q0, alpha);
+    j->f->shift(p, n, n_q, st->m + q0, alpha);
     td_exp_n(p, p, (size_t)n_q * ATTEND_TILE);
     td_exp_n(alpha, alpha, n_q);
     j->f->total(p, n_q, alpha, st->l + q0);
-    j->f->values(p, b->n + q0, n_q, alpha, b->values, b->out_stride, (j->value_dims + 15) / 16,
-                 st->o + q0 * b->out_stride, b->out_stride);
+    j->f->values(p, n, n_q, alpha, b->values, b->out_stride, (j->value_dims + 15) / 16, o,
+                 b->out_stride);
 }
 
-static void reset(const block *b, uint32_t q0, const states *st)
+/* Ranks from r0 on that each query of a group sees. */
+static void count_ranks(const attend_job *j, const block *b, uint32_t row0, uint32_t r0)
 {
-    for (uint32_t i = q0; i < b->n_queries; i++) {
-        st->m[i] = -INFINITY;
-        st->l[i] = 0.0f;
+    for (uint32_t i = row0; i < b->n_rows; i++) {
+        uint32_t n = length(j, b->t + i) - r0;
+        n = n < ATTEND_TILE ? n : ATTEND_TILE;
+        for (uint32_t h = 0; h < b->n_heads; h++)
+            b->n[i * b->n_heads + h] = n;
     }
-    memset(st->o + q0 * b->out_stride, 0, (b->n_queries - q0) * b->out_stride * sizeof *st->o);
 }
 
-static void merge(const attend_job *j, const block *b, uint32_t q0)
+/* x[0] is the tile at r0, already asked for; x[1] becomes the one behind it. */
+static void add_tile(const attend_job *j, const block *b, uint32_t r0, const states *st, tile x[2])
 {
-    for (uint32_t i = q0; i < b->n_queries; i++) {
-        float *m = &b->sum.m[i], max = *m > b->cur.m[i] ? *m : b->cur.m[i];
-        float x = td_exp(*m - max), y = td_exp(b->cur.m[i] - max);
-        *m = max;
-        b->sum.l[i] = b->sum.l[i] * x + b->cur.l[i] * y;
-        j->f->merge(b->sum.o + i * b->out_stride, x, b->cur.o + i * b->out_stride, y,
-                    (uint32_t)attend_pad(j->value_dims));
+    uint32_t row0 = first_row(j, b, r0), all = b->n_rows * b->n_heads, skip = row0 * b->n_heads;
+    uint32_t last = b->t + b->n_rows - 1, next = r0 + ATTEND_TILE;
+    count_ranks(j, b, row0, r0);
+    for (uint32_t g = 0; g < b->n_groups; g++) {
+        load_tile(j, b, &x[0], b->group0 + g);
+        if (g + 1 < b->n_groups) {
+            fetch(j, &x[0], b->group0 + g + 1);
+        } else if (next < length(j, last)) {
+            find_tile(j, last, next, &x[1]);
+            fetch(j, &x[1], b->group0);
+        }
+        meet(j, b, g * all + skip, all - skip, st);
     }
+}
+
+/* f(j, b, query) for each query of rows [row0, n_rows). */
+typedef void (*query_fn)(const attend_job *j, const block *b, uint32_t q);
+
+static void each_query(const attend_job *j, const block *b, uint32_t row0, query_fn f)
+{
+    for (uint32_t g = 0; g < b->n_groups; g++)
+        for (uint32_t i = row0 * b->n_heads; i < b->n_rows * b->n_heads; i++)
+            f(j, b, g * b->n_rows * b->n_heads + i);
+}
+
+static void reset(const block *b, const states *st, uint32_t q)
+{
+    st->m[q] = -INFINITY;
+    st->l[q] = 0.0f;
+    memset(st->o + q * b->out_stride, 0, b->out_stride * sizeof *st->o);
+}
+
+static void reset_sum(const attend_job *j, const block *b, uint32_t q)
+{
+    reset(b, &b->sum, q);
+}
+
+static void reset_cur(const attend_job *j, const block *b, uint32_t q)
+{
+    reset(b, &b->cur, q);
+}
+
+static void merge(const attend_job *j, const block *b, uint32_t q)
+{
+    float *m = &b->sum.m[q], max = *m > b->cur.m[q] ? *m : b->cur.m[q];
+    float x = td_exp(*m - max), y = td_exp(b->cur.m[q] - max);
+    *m = max;
+    b->sum.l[q] = b->sum.l[q] * x + b->cur.l[q] * y;
+    j->f->merge(b->sum.o + q * b->out_stride, x, b->cur.o + q * b->out_stride, y,
+                (uint32_t)attend_pad(j->value_dims));
 }
 
 /* Splits meet left to right; the first is the sum. */
 static void attend_block(const attend_job *j, const block *b)
 {
-    uint32_t n = length(j, b->t + b->n_rows - 1);
+    uint32_t last = b->t + b->n_rows - 1, n = length(j, last);
+    tile x[2];
+    find_tile(j, last, 0, &x[0]);
+    fetch(j, &x[0], b->group0);
     for (uint32_t s0 = 0; s0 < n; s0 += SPLIT) {
-        const states *st = s0 ? &b->cur : &b->sum;
-        uint32_t q0 = first_row(j, b, s0) * b->n_heads, s1 = n - s0 < SPLIT ? n : s0 + SPLIT;
-        reset(b, q0, st);
-        for (uint32_t r0 = s0; r0 < s1; r0 += ATTEND_TILE)
-            add_tile(j, b, r0, st);
+        uint32_t row0 = first_row(j, b, s0), s1 = n - s0 < SPLIT ? n : s0 + SPLIT;
+        each_query(j, b, row0, s0 ? reset_cur : reset_sum);
+        for (uint32_t r0 = s0; r0 < s1; r0 += ATTEND_TILE) {
+            add_tile(j, b, r0, s0 ? &b->cur : &b->sum, x);
+            x[0] = x[1];
+        }
         if (s0)
-            merge(j, b, q0);
+            each_query(j, b, row0, merge);
     }
 }
 
 /* ---- items ---- */
 
-static void load_query(const attend_job *j, uint32_t t, uint32_t head, float *q)
+/* Index of a query's row and head within [T][H]. */
+static size_t place(const attend_job *j, const block *b, uint32_t q)
 {
-    size_t at = (size_t)t * j->n_heads + head;
-    if (j->gqa) {
-        memcpy(q, j->gqa->q + at * j->key_dims, j->key_dims * sizeof *q);
-    } else {
-        const td_attend_mla *a = j->mla;
-        memcpy(q, a->q_lat + at * a->latent, a->latent * sizeof *q);
-        memcpy(q + a->latent, a->q + at * (a->nope + a->rope_dims) + a->nope,
-               a->rope_dims * sizeof *q);
-    }
+    uint32_t h = q % b->n_heads, i = q / b->n_heads % b->n_rows, g = q / b->n_heads / b->n_rows;
+    return (size_t)(b->t + i) * j->n_heads + b->head0 + g * b->n_heads + h;
 }
 
-static void store_output(const attend_job *j, const block *b, uint32_t i, uint32_t h)
+static void load_query(const attend_job *j, const block *b, uint32_t at)
 {
-    uint32_t q = i * b->n_heads + h;
-    float *out = (j->mla ? j->mla->o_lat : j->gqa->o) +
-                 ((size_t)(b->t + i) * j->n_heads + b->first_head + h) * j->value_dims;
+    size_t from = place(j, b, at);
+    float *q = b->q + at * b->q_stride;
+    if (j->gqa) {
+        memcpy(q, j->gqa->q + from * j->key_dims, j->key_dims * sizeof *q);
+        return;
+    }
+    const td_attend_mla *a = j->mla;
+    memcpy(q, a->q_lat + from * a->latent, a->latent * sizeof *q);
+    memcpy(q + a->latent, a->q + from * (a->nope + a->rope_dims) + a->nope,
+           a->rope_dims * sizeof *q);
+}
+
+static void store_output(const attend_job *j, const block *b, uint32_t q)
+{
+    float *out = (j->mla ? j->mla->o_lat : j->gqa->o) + place(j, b, q) * j->value_dims;
     j->f->divide(b->sum.o + q * b->out_stride, b->sum.l[q], out, j->value_dims);
     for (uint32_t d = 0; j->gqa && j->c->q.o.act == TD_BF16 && d < j->value_dims; d++)
         out[d] = ref_round(TD_BF16, out[d]);
 }
 
-/* Queries of a block. */
-static size_t room(const attend_job *j)
-{
-    uint32_t rows = QUERIES / j->group_heads ? QUERIES / j->group_heads : 1;
-    return (size_t)rows * j->group_heads;
-}
-
 static size_t work_floats(const attend_job *j)
 {
-    size_t k = attend_stride(j->key_dims), o = attend_stride(j->value_dims), q = room(j);
+    size_t k = attend_stride(j->key_dims), o = attend_stride(j->value_dims);
+    size_t q = (size_t)j->most * j->part_groups * j->group_heads;
     return attend_turned(j->key_dims) + ATTEND_TILE * o + q * (k + ATTEND_TILE + 2 * o + 6) + 16;
 }
 
@@ -223,18 +292,23 @@ static states take_states(float **p, size_t n, size_t out_stride)
     return st;
 }
 
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
 static block open_block(const attend_job *j, uint32_t item, float *work)
 {
-    size_t n = room(j);
-    block b = {.group = item % j->n_groups, .q_stride = attend_stride(j->key_dims)};
-    const uint32_t *start = j->starts + item / j->n_groups;
-    b.t = start[0];
-    b.n_rows = start[1] - start[0];
-    b.first_head = b.group * j->group_heads;
-    b.n_heads = j->n_heads - b.first_head;
-    b.n_heads = b.n_heads < j->group_heads ? b.n_heads : j->group_heads;
-    b.n_queries = b.n_rows * b.n_heads;
+    uint32_t part = item % j->n_parts;
+    const uint32_t *start = j->starts + item / j->n_parts;
+    block b = {.t = start[0], .n_rows = start[1] - start[0]};
+    b.group0 = j->gqa ? part * j->part_groups : 0;
+    b.n_groups = j->gqa ? least(j->part_groups, j->gqa->n_kv_heads - b.group0) : 1;
+    b.head0 = j->gqa ? b.group0 * j->group_heads : part * j->group_heads;
+    b.n_heads = j->gqa ? j->group_heads : least(j->group_heads, j->n_heads - b.head0);
+    b.q_stride = attend_stride(j->key_dims);
     b.out_stride = attend_stride(j->value_dims);
+    size_t n = (size_t)b.n_groups * b.n_rows * b.n_heads;
     b.keys = work;
     b.values = b.keys + attend_turned(j->key_dims);
     b.q = b.values + ATTEND_TILE * b.out_stride;
@@ -251,26 +325,33 @@ static void attend_item(void *arg, uint32_t item, uint32_t thread)
 {
     const attend_job *j = arg;
     block b = open_block(j, item, cpu_work(j->c, thread));
-    for (uint32_t i = 0; i < b.n_rows; i++)
-        for (uint32_t h = 0; h < b.n_heads; h++)
-            load_query(j, b.t + i, b.first_head + h, b.q + (i * b.n_heads + h) * b.q_stride);
+    each_query(j, &b, 0, load_query);
     attend_block(j, &b);
-    for (uint32_t i = 0; i < b.n_rows; i++)
-        for (uint32_t h = 0; h < b.n_heads; h++)
-            store_output(j, &b, i, h);
+    each_query(j, &b, 0, store_output);
 }
 
 /* ---- launch plan ---- */
 
-/* Cut the step's rows into blocks; returns how many. */
-static uint32_t cut_rows(const attend_job *j, uint32_t most, uint32_t *starts)
+static uint32_t most_rows(const attend_job *j, uint32_t heads)
 {
-    uint32_t n = 0;
-    for (uint32_t t = 0; t < j->s->n_rows; t++)
-        if (t == 0 || t - starts[n - 1] == most || !attend_follows(j->s, t - 1) ||
+    uint32_t rows = QUERY_FLOATS / (heads * (j->key_dims + j->value_dims));
+    return rows > ATTEND_TILE ? ATTEND_TILE : rows ? rows : 1;
+}
+
+/* Cut the step's rows into blocks of at most j->most, which becomes the longest; returns how many.
+ */
+static uint32_t cut_rows(attend_job *j, uint32_t *starts)
+{
+    uint32_t n = 0, longest = 1;
+    for (uint32_t t = 0; t < j->s->n_rows; t++) {
+        if (t == 0 || t - starts[n - 1] == j->most || !attend_follows(j->s, t - 1) ||
             !dense(j, t - 1) || !dense(j, t))
             starts[n++] = t;
+        longest = t + 1 - starts[n - 1] > longest ? t + 1 - starts[n - 1] : longest;
+    }
     starts[n] = j->s->n_rows;
+    j->starts = starts;
+    j->most = longest;
     return n;
 }
 
@@ -285,7 +366,7 @@ static size_t cost(const attend_job *j)
 static void launch(attend_job *j, uint32_t n_blocks)
 {
     if (td_cpu_need_work(j->c, work_floats(j)) >= 0)
-        td_cpu_run(j->c, attend_item, j, n_blocks * j->n_groups, cost(j));
+        td_cpu_run(j->c, attend_item, j, n_blocks * j->n_parts, cost(j));
 }
 
 void td_cpu_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
@@ -303,14 +384,14 @@ void td_cpu_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
                     .key_dims = a->latent + a->rope_dims,
                     .value_dims = a->latent,
                     .n_heads = a->n_heads,
-                    .starts = c->lists};
+                    .part_groups = 1};
     j.row_bytes = j.key_dims * td_dtype_bytes(a->kv);
-    uint32_t most = QUERIES / a->n_heads ? QUERIES / a->n_heads : 1, threads = q->o.n_threads;
-    uint32_t n = cut_rows(&j, most, c->lists);
+    j.most = most_rows(&j, a->n_heads);
+    uint32_t n = cut_rows(&j, c->lists), threads = q->o.n_threads;
     /* few blocks are spread over threads by heads, though each then gathers the tile */
-    uint32_t groups = n >= 4 * threads || n % threads == 0 ? 1 : threads;
-    j.group_heads = (a->n_heads + groups - 1) / groups;
-    j.n_groups = (a->n_heads + j.group_heads - 1) / j.group_heads;
+    uint32_t parts = n >= 4 * threads || n % threads == 0 ? 1 : threads;
+    j.group_heads = (a->n_heads + parts - 1) / parts;
+    j.n_parts = (a->n_heads + j.group_heads - 1) / j.group_heads;
     launch(&j, n);
 }
 
@@ -329,10 +410,16 @@ void td_cpu_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
                     .key_dims = a->dims,
                     .value_dims = a->dims,
                     .n_heads = a->n_heads,
-                    .group_heads = a->n_heads / a->n_kv_heads,
-                    .n_groups = a->n_kv_heads,
-                    .starts = c->lists};
+                    .group_heads = a->n_heads / a->n_kv_heads};
     j.row_bytes = 2ul * a->n_kv_heads * a->dims * td_dtype_bytes(a->kv);
-    uint32_t most = QUERIES / j.group_heads ? QUERIES / j.group_heads : 1;
-    launch(&j, cut_rows(&j, most, c->lists));
+    j.most = most_rows(&j, j.group_heads);
+    uint32_t n = cut_rows(&j, c->lists), threads = q->o.n_threads;
+    /* many groups to an item read the pool's rows in long pieces; but threads want items, and the
+     * cache has its bound */
+    uint32_t wanted = threads == 1 ? 1 : 4 * threads, parts = (wanted + n - 1) / n;
+    uint32_t room = QUERY_FLOATS / (j.most * j.group_heads * 2 * a->dims);
+    j.part_groups = (a->n_kv_heads + parts - 1) / parts;
+    j.part_groups = least(j.part_groups, room ? room : 1);
+    j.n_parts = (a->n_kv_heads + j.part_groups - 1) / j.part_groups;
+    launch(&j, n);
 }

@@ -19,8 +19,9 @@ enum {
 typedef struct cpu_attend {
     /* n values of BF16 to f32. */
     void (*widen)(const uint8_t *src, float *dst, uint32_t n);
-    /* 64 rows of n values, BF16 or f32, become columns: dst[d][row], d < n rounded up to 32. */
-    void (*turn)(const uint8_t *const *rows, uint32_t n, int bf16, float *dst);
+    /* n values, BF16 or f32, at bytes behind the begin of each of 64 rows become columns:
+     * dst[d][row], d < n rounded up to 32. */
+    void (*turn)(const uint8_t *const *rows, size_t at, uint32_t n, int bf16, float *dst);
     /* p[i][r] = q[i] . k[.][r] * scale for 64 columns r of k [dims][64]; p rows of 64. */
     void (*dots)(const float *q, size_t q_stride, uint32_t n_q, const float *k, uint32_t dims,
                  float scale, float *p);

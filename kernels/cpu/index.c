@@ -78,7 +78,12 @@ static void load_keys(const index_job *j, const score_block *b, uint32_t p0, uin
     rows[0] = ref_kv_row(j->s, b->t, p0, a->layer_offset, bytes);
     for (uint32_t i = 1; i < ATTEND_TILE; i++)
         rows[i] = rows[0] + (i < n ? i : n - 1) * bytes;
-    j->f->turn(rows, a->dims, a->index == TD_BF16, b->keys);
+    j->f->turn(rows, 0, a->dims, a->index == TD_BF16, b->keys);
+    if (p0 + ATTEND_TILE > j->s->positions[b->t + b->n_rows - 1])
+        return;
+    const uint8_t *next = ref_kv_row(j->s, b->t, p0 + ATTEND_TILE, a->layer_offset, bytes);
+    for (size_t at = 0; at < ATTEND_TILE * bytes; at += 64)
+        __builtin_prefetch(next + at, 0, 2);
 }
 
 /* Scores of the block's rows against keys [p0, p0 + 64). */
