@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "base/bug.h"
-
+#include "base/memory.h"
 #include "base/banned.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -43,6 +43,14 @@ struct td_kv_pool {
 
 static int map_pool(td_kv_pool *p, td_err *err)
 {
+    /* the kernel would map more than there is, and kill somebody when it is used */
+    uint64_t limit = td_memory_limit();
+    if (p->map_bytes > limit)
+        return td_err_set(err, -ENOMEM,
+                          "KV pool: %llu MiB, and this process may use %llu MiB in all; lower "
+                          "--kv-memory or --kv-blocks",
+                          (unsigned long long)(p->map_bytes >> 20),
+                          (unsigned long long)(limit >> 20));
     p->fd = memfd_create("tandem-kv", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (p->fd < 0 || ftruncate(p->fd, (off_t)p->map_bytes) < 0)
         return td_err_set(err, -errno, "KV pool: memfd of %llu bytes: %s; lower --kv-memory",

@@ -8,6 +8,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include "base/memory.h"
+
 enum { N = 24, HASHES = 40 };
 
 static td_kv_pool *open_pool(uint32_t n)
@@ -47,6 +49,20 @@ static void all_or_nothing(void **state)
         td_kv_unref(p, b[i]);
     check_sum(p);
     td_kv_pool_free(p);
+}
+
+/* Promise 5: memory that is not there is refused at start, not when a prompt needs it. */
+static void more_than_the_machine_has(void **state)
+{
+    td_kv_layout l = {.block_bytes = 1 << 20, .n_groups = 1};
+    uint64_t n = (td_memory_limit() >> 20) + 1;
+    td_kv_pool *p = NULL;
+    td_err err = {0};
+    if (n > 1 << 24)
+        skip(); /* 16 TiB */
+    assert_int_equal(td_kv_pool_open(&l, (uint32_t)n, &p, &err), -ENOMEM);
+    assert_non_null(strstr(err.text, "--kv-memory"));
+    assert_null(p);
 }
 
 static void eviction_takes_the_least_recently_used(void **state)
@@ -203,6 +219,7 @@ int main(void)
     setenv("TD_KV_POISON", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_or_nothing),
+        cmocka_unit_test(more_than_the_machine_has),
         cmocka_unit_test(eviction_takes_the_least_recently_used),
         cmocka_unit_test(a_lookup_stops_at_the_first_miss),
         cmocka_unit_test(readers_of_the_descriptor_cannot_write),
