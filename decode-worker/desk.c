@@ -118,6 +118,9 @@ static void send_ticket(td_decode_desk *d, td_decode_job *j)
     t.mac_key = td_worker_bin(j->mac_key, sizeof j->mac_key);
     t.has_kv_key = h->has_kv_key;
     t.kv_key = td_worker_bin(h->kv_key, sizeof h->kv_key);
+    t.has_shm_path = t.has_shm_nonce = h->shm.path[0] != 0;
+    t.shm_path = td_worker_bin(h->shm.path, strlen(h->shm.path));
+    t.shm_nonce = td_worker_bin(h->shm.nonce, sizeof h->shm.nonce);
     m.ticket = &t;
     int r = td_host_send(j->base.call, &m.base);
     if (r < 0 && r != -ECANCELED)

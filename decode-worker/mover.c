@@ -42,6 +42,12 @@ static void on_release(void *arg, void *user, uint32_t code, td_drop why)
     settle(arg, j);
 }
 
+/* The router has told the ticket before this thread came to read of it. */
+static void on_unknown(void *arg)
+{
+    td_worker_mover_take(arg);
+}
+
 static void grant(td_decode_mover *m, td_decode_job *j)
 {
     td_receive_grant g = {.attempt = j->message->attempt,
@@ -88,10 +94,7 @@ static uint64_t due(td_worker_mover *m, uint64_t now_us)
 
 static uint32_t polls(td_worker_mover *m, td_bulk_poll *polls, uint32_t max)
 {
-    (void)max;
-    polls[0] = (td_bulk_poll){.bulk = td_receive_bulk(((td_decode_mover *)m)->receive),
-                              .want = TD_BULK_READ};
-    return 1;
+    return td_receive_polls(((td_decode_mover *)m)->receive, polls, max);
 }
 
 int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover **ret_mover,
@@ -109,6 +112,7 @@ int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover 
     td_receive_config receive = config->receive;
     receive.ops.on_deliver = on_deliver;
     receive.ops.on_release = on_release;
+    receive.ops.on_unknown = on_unknown;
     receive.arg = m;
     m->is_private = td_link_kv_private(receive.link);
     int r = td_receive_open(&receive, &m->receive, reterr_err);
@@ -137,6 +141,16 @@ void td_decode_mover_stop(td_decode_mover *m)
 const char *td_decode_mover_endpoint(const td_decode_mover *m)
 {
     return td_receive_endpoint(m->receive);
+}
+
+const td_shm_door *td_decode_mover_door(const td_decode_mover *m)
+{
+    return td_receive_door(m->receive);
+}
+
+const char *td_decode_mover_no_door(const td_decode_mover *m)
+{
+    return td_receive_no_door(m->receive);
 }
 
 const td_receive_stats *td_decode_mover_stats(const td_decode_mover *m)

@@ -24,6 +24,9 @@ int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover 
 /* After the lane has ended: every grant is settled. Joins. */
 void td_decode_mover_stop(td_decode_mover *m);
 const char *td_decode_mover_endpoint(const td_decode_mover *m);
+/* As td_receive_door(), td_receive_no_door(). */
+const td_shm_door *td_decode_mover_door(const td_decode_mover *m);
+const char *td_decode_mover_no_door(const td_decode_mover *m);
 const td_receive_stats *td_decode_mover_stats(const td_decode_mover *m);
 
 #endif

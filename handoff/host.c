@@ -21,8 +21,7 @@ static ProtobufCBinaryData bin(const void *p, size_t n)
     return (ProtobufCBinaryData){.len = n, .data = (uint8_t *)(uintptr_t)p};
 }
 
-/* Same value = same host; empty when the system does not tell. */
-static void read_host_id(char *out, size_t cap)
+void td_host_id(char *out, size_t cap)
 {
     TD_AUTO_FREE char *text = NULL;
     size_t n = 0;
@@ -87,7 +86,9 @@ int td_host_init(td_host *h, const td_host_config *c)
     h->has_kv_key = c->kv_key != NULL;
     if (c->kv_key)
         memcpy(h->kv_key, c->kv_key, sizeof h->kv_key);
-    read_host_id(h->host_id, sizeof h->host_id);
+    if (c->shm)
+        h->shm = *c->shm;
+    td_host_id(h->host_id, sizeof h->host_id);
     fill_hello(h, c);
     return 0;
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "engine/kv.h"
+#include "handoff/shm.h"
 #include "rpc/rpc.h"
 
 /* A moment's picture of the engine. */
@@ -25,6 +26,7 @@ typedef struct td_host {
     char kv_endpoint[256];
     int has_kv_key, kv_private;         /* private: each ticket has a mac key instead */
     uint8_t kv_key[TD_CURVE_KEY_BYTES]; /* of the KV socket, for tickets */
+    td_shm_offer shm;                   /* for tickets; path "": none */
     struct Tandem__V1__Hello *hello;    /* for td_rpc_config; refers to this struct */
     td_host_load load;
 } td_host;
@@ -39,11 +41,16 @@ typedef struct td_host_config {
     const char *kv_endpoint; /* decode; NULL otherwise */
     int kv_private;          /* decode: the KV link is private */
     const uint8_t *kv_key;   /* decode with keys: the KV socket's public key; NULL otherwise */
+    const td_shm_offer *shm; /* decode with a door for shared memory; NULL otherwise */
 } td_host_config;
 
 /* Fills HELLO. -ENOMEM. */
 int td_host_init(td_host *h, const td_host_config *config);
 void td_host_done(td_host *h);
+
+/* Of this host: equal values, one host. "" when the system does not tell, or it does not fit cap.
+ */
+void td_host_id(char *out, size_t cap);
 
 void td_host_fill_load(td_host *h, struct Tandem__V1__Load *load);
 /* Answer a call that every worker answers. 1 answered (the call is finished), 0 not one of them. */

@@ -2,6 +2,7 @@
 #include "handoff/push.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include "base/hash.h"
 #include "base/list.h"
 #include "handoff/plan.h"
+#include "handoff/shm_line.h"
 #include "handoff/wire.h"
 #include "rpc/frame.h"
 #include "rpc/mac.h"
@@ -27,12 +29,19 @@ enum {
     FLIGHT_POLL_US = 1000 /* free callbacks wake nobody: look again after this */
 };
 
+/* One life of a decode worker. */
 typedef struct peer {
     td_list node;
     char *endpoint;
+    uint8_t epoch[16];
     uint8_t key[TD_CURVE_KEY_BYTES]; /* with keys: of the decode worker */
     int is_private;                  /* messages carry a mac */
     td_bulk *bulk;                   /* NULL: closed by force, frames still coming back */
+    td_shm_line *line;               /* NULL: blocks go over the socket */
+    int on_this_host;                /* for certain */
+    int ready;                       /* it is decided which */
+    int is_out_of_reach;             /* shared memory is a must and was refused: pushes fail */
+    char why[32];                    /* then */
     uint32_t n_pushes;
     uint64_t idle_us;
     int blocked; /* the last send gave -EAGAIN */
@@ -64,6 +73,7 @@ struct td_pusher {
     td_ticket_terms terms;
     td_list peers, pushes;
     uint32_t n_peers;
+    uint64_t n_lines; /* numbers them */
     td_arena scratch;
     td_wire_segment segment;
     uint8_t head[TD_SEGMENT_HEAD_MAX];
@@ -109,12 +119,15 @@ static void count(_Atomic uint64_t *c, uint64_t n)
     atomic_fetch_add_explicit(c, n, memory_order_relaxed);
 }
 
+static void close_by_force(td_pusher *p, peer *e, uint64_t now_us);
+
 /* ---- peers ---- */
 
 static void peer_free(td_pusher *p, peer *e)
 {
     td_list_del(&e->node);
     p->n_peers--;
+    td_shm_line_close(e->line);
     td_bulk_close(e->bulk);
     free(e->endpoint);
     free(e);
@@ -125,7 +138,7 @@ static peer *peer_find(td_pusher *p, const td_push_ticket *k)
     for (td_list *l = p->peers.next; l != &p->peers; l = l->next) {
         peer *e = TD_LIST_ENTRY(l, peer, node);
         if (e->bulk && strcmp(e->endpoint, k->endpoint) == 0 &&
-            e->is_private == (k->mac_key != NULL) &&
+            memcmp(e->epoch, k->decode_epoch, 16) == 0 && e->is_private == (k->mac_key != NULL) &&
             (!k->kv_key || memcmp(e->key, k->kv_key, sizeof e->key) == 0))
             return e;
     }
@@ -152,7 +165,68 @@ static int may_dial(td_pusher *p, const td_push_ticket *k, td_err *reterr_err)
                       k->endpoint);
 }
 
-static int peer_get(td_pusher *p, const td_push_ticket *k, peer **ret_peer, td_err *reterr_err)
+/* The blocks of this peer go over the socket, or nowhere when that is not allowed. name: of why, in
+ * one word. tried: shared memory was not ruled out from the start. */
+static void over_socket(td_pusher *p, peer *e, const char *name, const char *why, int tried)
+{
+    int fallback = tried && e->on_this_host;
+    td_shm_line_close(e->line);
+    e->line = NULL;
+    e->ready = 1;
+    e->is_out_of_reach = p->c.transport == TD_KV_SHM || (fallback && p->c.strict);
+    snprintf(e->why, sizeof e->why, "shm_%.27s", name);
+    if (fallback)
+        count(&p->stats.fallbacks, 1);
+    if (p->c.ops.on_transport)
+        p->c.ops.on_transport(p->c.arg, e->endpoint, TD_KV_ZMQ, why,
+                              e->is_out_of_reach ? -1 : fallback);
+}
+
+/* Offer the pool to a peer that may be on this host; else its blocks go over the socket. */
+static void lend_pool(td_pusher *p, peer *e, const td_push_ticket *k, uint64_t now_us)
+{
+    const char *here = p->c.host_id, *there = k->host_id ? k->host_id : "";
+    int known = *here && *there;
+    td_err err = {0};
+    e->on_this_host = strncmp(e->endpoint, "ipc:", 4) == 0 || (known && strcmp(here, there) == 0);
+    if (p->c.transport == TD_KV_ZMQ) {
+        over_socket(p, e, "off", "kv-transport = zmq", 0);
+    } else if (!k->shm) {
+        over_socket(p, e, "not_offered", "the decode worker offers none", 0);
+    } else if (known && !e->on_this_host) {
+        over_socket(p, e, "other_host", "it is on another host", 0);
+    } else {
+        td_shm_line_config lc = {.offer = k->shm,
+                                 .pool_fd = td_kv_pool_memfd(p->c.pool),
+                                 .number = ++p->n_lines,
+                                 .uid = geteuid()};
+        memcpy(lc.prefill_epoch, p->c.epoch, 16);
+        memcpy(lc.decode_epoch, k->decode_epoch, 16);
+        memcpy(lc.layout_hash, p->layout->hash, 16);
+        if (td_shm_line_open(&lc, now_us, &e->line, &err) < 0)
+            over_socket(p, e, "unreachable", err.text, 1);
+    }
+}
+
+/* Hear what the other end of the line says. */
+static void run_line(td_pusher *p, peer *e, uint64_t now_us)
+{
+    td_shm_line_state state = td_shm_line_run(e->line, now_us);
+    if (state == TD_SHM_READY && !e->ready) {
+        e->ready = 1;
+        if (p->c.ops.on_transport)
+            p->c.ops.on_transport(p->c.arg, e->endpoint, TD_KV_SHM, "", 0);
+    } else if (state == TD_SHM_REFUSED) {
+        char why[96];
+        snprintf(why, sizeof why, "it refused the pool (%s)", td_shm_line_why(e->line));
+        over_socket(p, e, td_shm_line_why(e->line), why, 1);
+    } else if (state == TD_SHM_LOST) {
+        close_by_force(p, e, now_us);
+    }
+}
+
+static int peer_get(td_pusher *p, const td_push_ticket *k, uint64_t now_us, peer **ret_peer,
+                    td_err *reterr_err)
 {
     const char *endpoint = k->endpoint;
     int r = may_dial(p, k, reterr_err);
@@ -177,9 +251,11 @@ static int peer_get(td_pusher *p, const td_push_ticket *k, peer **ret_peer, td_e
         free(e);
         return r;
     }
+    memcpy(e->epoch, k->decode_epoch, sizeof e->epoch);
     td_list_add(&p->peers, &e->node);
     p->n_peers++;
     *ret_peer = e;
+    lend_pool(p, e, k, now_us);
     return 0;
 }
 
@@ -195,7 +271,7 @@ int td_push_begin(td_pusher *p, const td_push_ticket *k, uint64_t now_us, td_pus
     td_push *s = calloc(1, sizeof *s);
     if (!s)
         return td_err_set(reterr_err, -ENOMEM, "KV socket: out of memory");
-    int r = peer_get(p, k, &s->peer, reterr_err);
+    int r = peer_get(p, k, now_us, &s->peer, reterr_err);
     if (r < 0) {
         free(s);
         return r;
@@ -227,8 +303,6 @@ static void push_free(td_push *s)
     free(s->crcs);
     free(s);
 }
-
-static void close_by_force(td_push *s, uint64_t now_us);
 
 /* Run one event through the ticket and do what it asks; the push may be freed. */
 static void step(td_push *s, const td_out_event *e, uint64_t now_us);
@@ -306,6 +380,8 @@ static void describe(td_push *s, uint32_t n_runs)
     td_pusher *p = s->pusher;
     const td_kv_group *g = &p->layout->groups[s->group];
     td_bulk_part *part = p->parts + 3;
+    p->segment.shared = s->peer->line != NULL;
+    p->segment.pool = s->peer->line ? td_shm_line_number(s->peer->line) : 0;
     p->segment.key = s->t.key;
     p->segment.terms = p->terms;
     p->segment.group = s->group;
@@ -320,7 +396,12 @@ static void describe(td_push *s, uint32_t n_runs)
             uint64_t offset, bytes;
             td_run_frame(g, b->rows, f, &offset, &bytes);
             run->crc = td_crc32c(run->crc, base + offset, bytes);
-            *part++ = (td_bulk_part){.data = base + offset, .n = bytes, .flight = &s->flight};
+            if (!p->segment.shared)
+                *part++ = (td_bulk_part){.data = base + offset, .n = bytes, .flight = &s->flight};
+        }
+        if (p->segment.shared) {
+            run->offset = (uint64_t)(base - td_kv_base(p->c.pool)) + g->offset;
+            run->length = (uint32_t)td_run_bytes(g, b->rows);
         }
         s->crcs[(size_t)(s->next + i) * p->layout->n_groups + s->group] = run->crc;
     }
@@ -344,17 +425,18 @@ static int send_segment(td_push *s, uint64_t now_us)
 {
     td_pusher *p = s->pusher;
     uint32_t n_runs, n_frames;
-    if (s->lo == s->hi)
+    if (s->lo == s->hi || !s->peer->ready)
         return 0;
     uint64_t bytes = gather(s, &n_runs, &n_frames);
     if (!td_ticket_out_may_send(&s->t, bytes))
         return 0;
     describe(s, n_runs);
     uint8_t pre_bytes[TD_PREAMBLE_BYTES], tag[TD_PAYLOAD_TAG_BYTES];
+    uint32_t n_parts = p->segment.shared ? 2 : n_frames + 3;
     td_preamble pre = {.major = TD_WIRE_MAJOR,
                        .minor = TD_WIRE_MINOR,
                        .type = TD_FRAME_KV_SEGMENT,
-                       .n_attachments = (uint16_t)(n_frames + 1 + (s->peer->is_private != 0))};
+                       .n_attachments = (uint16_t)(n_parts - 2 + (s->peer->is_private != 0))};
     td_preamble_pack(&pre, pre_bytes);
     td_wire_payload_tag(bytes, tag);
     int n = td_wire_pack_segment(&p->segment, p->head, sizeof p->head);
@@ -362,11 +444,14 @@ static int send_segment(td_push *s, uint64_t now_us)
     p->parts[0] = (td_bulk_part){.data = pre_bytes, .n = sizeof pre_bytes};
     p->parts[1] = (td_bulk_part){.data = p->head, .n = (size_t)n};
     p->parts[2] = (td_bulk_part){.data = tag, .n = sizeof tag};
-    int r = send_parts(s, p->parts, n_frames + 3);
+    int r = send_parts(s, p->parts, n_parts);
     if (r < 0)
         return r;
-    if (!s->first_us)
+    s->t.by_ref = p->segment.shared;
+    if (!s->first_us) {
         s->first_us = now_us;
+        count(&p->stats.pushes[p->segment.shared], 1);
+    }
     count(&p->stats.segments, 1);
     count(&p->stats.bytes, bytes);
     advance(s, n_runs);
@@ -393,7 +478,7 @@ static void send_what_may(td_push *s, uint64_t now_us)
     if (r == -EAGAIN)
         s->peer->blocked = 1;
     else if (r < 0)
-        close_by_force(s, now_us);
+        close_by_force(s->pusher, s->peer, now_us);
 }
 
 static void finish(td_push *s, uint64_t now_us)
@@ -418,22 +503,22 @@ static void step(td_push *s, const td_out_event *e, uint64_t now_us)
     if (a.send_commit)
         (void)send_commit(s); /* tried again by the next tick, given up by the ticket */
     if (a.close_peer)
-        close_by_force(s, now_us);
+        close_by_force(s->pusher, s->peer, now_us);
     else if (a.done)
         finish(s, now_us);
 }
 
-/* Fence with certainty: close the connection, forget what is queued. Every push on it has failed;
- * each is done when its frames came back, which run() sees. */
-static void close_by_force(td_push *s, uint64_t now_us)
+/* Fence with certainty: close the connection, forget what is queued, withdraw the pool. Every push
+ * on it has failed; each is done when its frames came back, which run() sees. */
+static void close_by_force(td_pusher *p, peer *e, uint64_t now_us)
 {
-    td_pusher *p = s->pusher;
-    peer *e = s->peer;
     if (!e->bulk)
         return;
-    count(&p->stats.forced_closes, 1);
+    count(&p->stats.forced_closes, e->n_pushes != 0);
     td_bulk_close(e->bulk);
     e->bulk = NULL;
+    td_shm_line_close(e->line);
+    e->line = NULL;
     for (td_list *l = p->pushes.next; l != &p->pushes; l = l->next) {
         td_push *o = TD_LIST_ENTRY(l, td_push, node);
         if (o->peer != e)
@@ -551,6 +636,11 @@ static void receive(td_pusher *p, peer *e, uint64_t now_us)
 
 static void run_push(td_push *s, uint64_t now_us)
 {
+    if (s->peer->is_out_of_reach && s->t.state <= TD_OUT_PUSHING) {
+        snprintf(s->reason, sizeof s->reason, "%s", s->peer->why);
+        td_push_cancel(s, TD_FAILED_PRECONDITION, now_us);
+        return;
+    }
     if (s->t.state <= TD_OUT_PUSHING && !s->peer->blocked)
         send_what_may(s, now_us);
     td_out_event tick = {.kind = TD_OUT_TICK};
@@ -563,12 +653,15 @@ void td_pusher_run(td_pusher *p, uint64_t now_us)
         next = l->next;
         peer *e = TD_LIST_ENTRY(l, peer, node);
         e->blocked = 0;
-        if (e->bulk && !e->n_pushes && now_us >= e->idle_us + IDLE_US)
+        if (!e->n_pushes && (!e->bulk || now_us >= e->idle_us + IDLE_US))
             peer_free(p, e);
     }
     for (td_list *l = p->peers.next, *next; l != &p->peers; l = next) {
         next = l->next;
-        receive(p, TD_LIST_ENTRY(l, peer, node), now_us);
+        peer *e = TD_LIST_ENTRY(l, peer, node);
+        receive(p, e, now_us);
+        if (e->line)
+            run_line(p, e, now_us);
     }
     for (td_list *l = p->pushes.next, *next; l != &p->pushes; l = next) {
         next = l->next;
@@ -584,6 +677,8 @@ uint32_t td_pusher_polls(td_pusher *p, td_bulk_poll *polls, uint32_t cap)
         if (e->bulk)
             polls[n++] = (td_bulk_poll){.bulk = e->bulk,
                                         .want = TD_BULK_READ | (e->blocked ? TD_BULK_WRITE : 0)};
+        if (e->line && n < cap)
+            polls[n++] = (td_bulk_poll){.fd = td_shm_line_fd(e->line), .want = TD_BULK_READ};
     }
     return n;
 }
@@ -591,6 +686,11 @@ uint32_t td_pusher_polls(td_pusher *p, td_bulk_poll *polls, uint32_t cap)
 uint64_t td_pusher_due(const td_pusher *p, uint64_t now_us)
 {
     uint64_t due = UINT64_MAX;
+    for (const td_list *l = p->peers.next; l != &p->peers; l = l->next) {
+        const peer *e = TD_LIST_ENTRY(l, const peer, node);
+        if (e->line)
+            due = TD_MIN(due, td_shm_line_due(e->line));
+    }
     for (const td_list *l = p->pushes.next; l != &p->pushes; l = l->next) {
         const td_push *s = TD_LIST_ENTRY(l, const td_push, node);
         uint64_t d = td_ticket_out_due(&s->t);
@@ -608,7 +708,7 @@ void td_pusher_close(td_pusher *p)
     while (!td_list_empty(&p->pushes)) {
         td_push *s = TD_LIST_ENTRY(p->pushes.next, td_push, node);
         uint64_t now = td_now_us();
-        close_by_force(s, now);
+        close_by_force(p, s->peer, now);
         run_push(s, now);
         if (!td_list_empty(&p->pushes))
             usleep(FLIGHT_POLL_US);

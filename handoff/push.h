@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The prefill worker's end of the KV socket: sends finished rows straight from their blocks, by
- * layer group, as credit allows, then the commit. One connection per decode worker. Mover thread
- * only.
+ * layer group, as credit allows, then the commit. One connection per decode worker; where that is
+ * on this host, only places in the shared pool are sent (handoff/shm_line.h). Mover thread only.
  *
  * Blocks given to td_push_add() are read until on_done ran for the push: their owner keeps them
  * pinned and unchanged. on_done runs exactly once per push, never before every frame that refers to
- * its blocks came back from libzmq. */
+ * its blocks came back from libzmq and the peer has read, or lost the right to read, what it was
+ * lent. */
 #ifndef TD_HANDOFF_PUSH_H
 #define TD_HANDOFF_PUSH_H
 
@@ -14,6 +15,7 @@
 
 #include "base/err.h"
 #include "engine/kv.h"
+#include "handoff/shm.h"
 #include "handoff/ticket.h"
 #include "rpc/bulk.h"
 
@@ -23,10 +25,12 @@ typedef struct td_push td_push;
 typedef struct td_push_ticket {
     uint8_t id[16], decode_epoch[16];
     uint32_t attempt, generation;
-    const char *endpoint;   /* copied */
-    const uint8_t *kv_key;  /* 32: public key of the KV socket there; NULL: it has none. Copied */
-    const uint8_t *mac_key; /* 16: the KV link is private, and messages are authenticated; else
-                             * NULL. Copied */
+    const char *endpoint;    /* copied */
+    const uint8_t *kv_key;   /* 32: public key of the KV socket there; NULL: it has none. Copied */
+    const uint8_t *mac_key;  /* 16: the KV link is private, and messages are authenticated; else
+                              * NULL. Copied */
+    const td_shm_offer *shm; /* NULL: none. Copied */
+    const char *host_id;     /* of the decode worker; "": unknown */
     uint64_t credit_bytes, deadline_us;
     void *user;
 } td_push_ticket;
@@ -47,17 +51,26 @@ typedef struct td_push_ops {
     /* code: a td_code, 0 = committed and acked; reason: for people, "" when none; borrowed. */
     void (*on_done)(void *arg, void *user, uint32_t code, const char *reason,
                     const td_push_figures *figures);
+    /* How blocks go to one life of a decode worker, said once; NULL: nobody asks. why: of ZeroMQ,
+     * for people. fallback: 1 = shared memory should have worked; -1 = and must: pushes fail. */
+    void (*on_transport)(void *arg, const char *endpoint, td_kv_transport transport,
+                         const char *why, int fallback);
 } td_push_ops;
 
 /* Counters, readable from any thread. */
 typedef struct td_push_stats {
     _Atomic uint64_t bytes, segments, commits, failed, forced_closes, drops[TD_DROP_MAX];
+    _Atomic uint64_t pushes[2]; /* begun to send: over ZeroMQ, through shared memory */
+    _Atomic uint64_t fallbacks; /* decode workers on this host that shared memory did not reach */
 } td_push_stats;
 
 typedef struct td_pusher_config {
     td_kv_pool *pool; /* borrowed */
     td_link *link;    /* keys; NULL: none. Outlives the pusher */
     uint8_t model_hash[32], profile_id[16], epoch[16];
+    td_kv_transport transport; /* SHM: a push to a peer that it does not reach fails */
+    int strict;                /* a fallback fails the push */
+    char host_id[64];          /* of this host; "": unknown */
     td_push_ops ops;
     void *arg;
 } td_pusher_config;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/bug.h"
@@ -40,6 +41,8 @@ struct td_receive {
     td_receive_config c;
     const td_kv_layout *layout;
     td_bulk *bulk;
+    td_shm_door *door; /* NULL: none */
+    td_err no_door;
     td_mac *mac;      /* private link; else NULL */
     uint32_t n_parts; /* of the message at hand, its mac included */
     td_map by_id;     /* first 8 bytes of the ticket -> grant */
@@ -56,6 +59,20 @@ static uint64_t id_key(const uint8_t id[16])
     uint64_t k;
     memcpy(&k, id, sizeof k);
     return k;
+}
+
+static int open_door(td_receive *r, td_err *reterr_err)
+{
+    const td_receive_config *c = &r->c;
+    td_shm_door_config dc = {.kv_endpoint = td_bulk_endpoint(r->bulk), .uid = geteuid()};
+    if (c->transport == TD_KV_ZMQ)
+        return 0;
+    memcpy(dc.epoch, c->epoch, 16);
+    memcpy(dc.layout_hash, r->layout->hash, 16);
+    int e = td_shm_door_open(&dc, &r->door, &r->no_door);
+    if (e == 0 || (c->transport == TD_KV_AUTO && !c->strict))
+        return 0;
+    return td_err_set(reterr_err, e, "%s (kv-transport, strict)", r->no_door.text);
 }
 
 int td_receive_open(const td_receive_config *config, td_receive **ret_receive, td_err *reterr_err)
@@ -78,6 +95,8 @@ int td_receive_open(const td_receive_config *config, td_receive **ret_receive, t
         e = td_bulk_bind(config->endpoint, config->link, &r->bulk, reterr_err);
     if (e == 0 && td_link_kv_private(config->link))
         e = td_mac_new(&r->mac, reterr_err);
+    if (e == 0)
+        e = open_door(r, reterr_err);
     if (e < 0) {
         td_receive_close(r);
         return e;
@@ -96,9 +115,27 @@ const td_receive_stats *td_receive_get_stats(const td_receive *r)
     return &r->stats;
 }
 
+const td_shm_door *td_receive_door(const td_receive *r)
+{
+    return r->door;
+}
+
+const char *td_receive_no_door(const td_receive *r)
+{
+    return r->no_door.text;
+}
+
 td_bulk *td_receive_bulk(td_receive *r)
 {
     return r->bulk;
+}
+
+uint32_t td_receive_polls(td_receive *r, td_bulk_poll *polls, uint32_t cap)
+{
+    if (cap == 0)
+        return 0;
+    polls[0] = (td_bulk_poll){.bulk = r->bulk, .want = TD_BULK_READ};
+    return 1 + (r->door ? td_shm_door_polls(r->door, polls + 1, cap - 1) : 0);
 }
 
 static void grant_forget(grant *g)
@@ -294,6 +331,10 @@ static int is_authentic(td_receive *r, grant *g, const td_ticket_key *k)
 static grant *find(td_receive *r, const td_bulk_peer *peer, const td_ticket_key *k)
 {
     grant *g = td_map_get(&r->by_id, id_key(k->id));
+    if (!g && r->c.ops.on_unknown) {
+        r->c.ops.on_unknown(r->c.arg);
+        g = td_map_get(&r->by_id, id_key(k->id));
+    }
     if (g && memcmp(g->t.key.id, k->id, 16) == 0) {
         if (is_authentic(r, g, k))
             return g;
@@ -346,6 +387,78 @@ static void copy_frames(td_receive *r, const grant *to)
     }
 }
 
+/* The same out of a pool that the sender shares. What it says is checked against the geometry and
+ * the mapping before a byte is read, and what was read counts only if its owner kept it until then.
+ */
+static td_drop copy_shared(td_receive *r, const grant *to)
+{
+    const td_kv_group *g = &r->layout->groups[r->segment.group];
+    const td_shm_pool *pool =
+        r->door ? td_shm_door_find(r->door, r->segment.key.prefill_epoch, r->segment.pool) : NULL;
+    if (!pool)
+        return TD_DROP_POOL;
+    for (uint32_t i = 0; i < r->segment.n_runs; i++) {
+        const td_kv_run *run = &r->segment.runs[i];
+        uint8_t *block = td_kv_data(r->c.pool, to->blocks[run->block]);
+        const uint8_t *from = td_shm_pool_range(pool, run->offset, g->bytes);
+        uint32_t crc = 0;
+        if (!from || run->length != td_run_bytes(g, run->rows))
+            return TD_DROP_POOL;
+        for (uint32_t f = 0, n = td_run_frames(g, run->rows); f < n; f++) {
+            uint64_t offset, bytes;
+            td_run_frame(g, run->rows, f, &offset, &bytes);
+            crc = td_crc32c_copy(crc, block + offset, from + (offset - g->offset), bytes);
+        }
+        r->crcs[i] = crc;
+    }
+    return td_shm_pool_is_withdrawn(pool) ? TD_DROP_POOL : TD_DROP_NONE;
+}
+
+/* Payload bytes of the segment at hand; kind becomes BAD_FRAME when its parts are not those of a
+ * segment of its form. */
+static uint64_t segment_bytes(td_receive *r, uint32_t n_parts, td_in_event *e)
+{
+    size_t n;
+    uint64_t bytes = 0;
+    if (r->segment.shared) {
+        for (uint32_t i = 0; i < r->segment.n_runs; i++)
+            bytes += r->segment.runs[i].length;
+        if (n_parts != 2)
+            e->kind = TD_IN_BAD_FRAME;
+        return bytes;
+    }
+    for (uint32_t i = 3; i < n_parts; i++) {
+        td_bulk_part_data(r->bulk, i, &n);
+        bytes += n;
+    }
+    const void *tag = n_parts > 2 ? td_bulk_part_data(r->bulk, 2, &n) : (n = 0, "");
+    if (td_wire_check_tag(tag, n, bytes) < 0)
+        e->kind = TD_IN_BAD_FRAME;
+    return bytes;
+}
+
+/* The head was good: take the payload. */
+static void take_payload(td_receive *r, const grant *g, uint32_t n_parts, td_in_event *e)
+{
+    td_drop why = TD_DROP_NONE;
+    if (r->segment.shared)
+        why = copy_shared(r, g);
+    else if (r->c.transport == TD_KV_SHM)
+        why = TD_DROP_POOL;
+    else if (check_frames(r, n_parts) < 0)
+        why = TD_DROP_FORMAT;
+    else
+        copy_frames(r, g);
+    e->kind = why ? TD_IN_BAD_FRAME : TD_IN_SEGMENT_BODY;
+    e->why = why;
+    if (why)
+        return;
+    atomic_fetch_add_explicit(&r->stats.segments, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&r->stats.bytes, e->bytes, memory_order_relaxed);
+    if (r->segment.shared)
+        atomic_fetch_add_explicit(&r->stats.shm_bytes, e->bytes, memory_order_relaxed);
+}
+
 static void on_segment(td_receive *r, const td_bulk_peer *peer, uint32_t n_parts, uint64_t now_us)
 {
     size_t n;
@@ -357,33 +470,18 @@ static void on_segment(td_receive *r, const td_bulk_peer *peer, uint32_t n_parts
     grant *g = find(r, peer, &r->segment.key);
     if (!g)
         return;
-    uint64_t bytes = 0;
-    for (uint32_t i = 3; i < n_parts; i++) {
-        td_bulk_part_data(r->bulk, i, &n);
-        bytes += n;
-    }
     td_in_event e = {.kind = TD_IN_SEGMENT_HEAD,
                      .key = &r->segment.key,
                      .terms = &r->segment.terms,
                      .group = r->segment.group,
                      .runs = r->segment.runs,
                      .crcs = r->crcs,
-                     .n_runs = r->segment.n_runs,
-                     .bytes = bytes};
+                     .n_runs = r->segment.n_runs};
     td_in_actions a;
-    p = n_parts > 2 ? td_bulk_part_data(r->bulk, 2, &n) : (n = 0, "");
-    if (td_wire_check_tag(p, n, bytes) < 0)
-        e.kind = TD_IN_BAD_FRAME;
+    e.bytes = segment_bytes(r, n_parts, &e);
     td_ticket_in_step(&g->t, &e, now_us, &a);
     if (a.copy) {
-        if (check_frames(r, n_parts) < 0) {
-            e.kind = TD_IN_BAD_FRAME;
-        } else {
-            copy_frames(r, g);
-            e.kind = TD_IN_SEGMENT_BODY;
-            atomic_fetch_add_explicit(&r->stats.segments, 1, memory_order_relaxed);
-            atomic_fetch_add_explicit(&r->stats.bytes, bytes, memory_order_relaxed);
-        }
+        take_payload(r, g, n_parts, &e);
         td_ticket_in_step(&g->t, &e, now_us, &a);
     }
     act_frame(r, g, &a, NULL, peer, &r->segment.key);
@@ -462,12 +560,15 @@ int td_receive_run(td_receive *r, uint64_t now_us)
     }
     if (now_us >= td_receive_due(r))
         expire(r, now_us);
+    /* after the messages: the pool of a sender that has just ended is there for what it sent */
+    if (r->door)
+        td_shm_door_run(r->door, now_us);
     return more;
 }
 
 uint64_t td_receive_due(const td_receive *r)
 {
-    uint64_t due = UINT64_MAX;
+    uint64_t due = r->door ? td_shm_door_due(r->door) : UINT64_MAX;
     for (const td_list *l = r->open.next; l != &r->open; l = l->next) {
         uint64_t d = td_ticket_in_due(&TD_LIST_ENTRY(l, const grant, node)->t);
         due = TD_MIN(due, d);
@@ -496,6 +597,7 @@ void td_receive_close(td_receive *r)
     }
     while (!td_list_empty(&r->ended))
         grant_free(r, TD_LIST_ENTRY(r->ended.next, grant, node));
+    td_shm_door_close(r->door);
     td_bulk_close(r->bulk);
     td_mac_free(r->mac);
     td_map_done(&r->by_id);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "handoff/shm.h"
 #include "proto/engine.pb-c.h"
 #include "base/banned.h"
 
@@ -137,6 +138,14 @@ int td_ticket_message_check(const Tandem__V1__Ticket *t, td_err *reterr_err)
     if (t->has_mac_key && t->mac_key.len != 16)
         return td_err_set(reterr_err, -EINVAL, "ticket: mac_key has %zu bytes, not 16",
                           t->mac_key.len);
+    int has_shm = t->has_shm_path && t->has_shm_nonce;
+    if (t->has_shm_path != t->has_shm_nonce ||
+        (has_shm &&
+         (t->shm_path.len < 2 || t->shm_path.len >= TD_SHM_PATH_MAX ||
+          memchr(t->shm_path.data, 0, t->shm_path.len) || t->shm_nonce.len != TD_SHM_NONCE_BYTES)))
+        return td_err_set(reterr_err, -EINVAL,
+                          "ticket: shm_path (2 to %d bytes) and shm_nonce (%d) belong together",
+                          TD_SHM_PATH_MAX - 1, TD_SHM_NONCE_BYTES);
     if (t->deadline_ms == 0)
         return td_err_set(reterr_err, -EINVAL, "ticket: no time left");
     return 0;

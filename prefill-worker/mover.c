@@ -48,19 +48,52 @@ static void on_done(void *arg, void *user, uint32_t code, const char *reason,
     end_push(arg, user, code, reason);
 }
 
+static void on_transport(void *arg, const char *endpoint, td_kv_transport transport,
+                         const char *why, int fallback)
+{
+    (void)arg;
+    if (transport == TD_KV_SHM)
+        td_log(TD_LOG_INFO, "kv_transport", "peer=\"%s\" transport=shm", endpoint);
+    else if (fallback < 0)
+        td_log(TD_LOG_ERROR, "kv_unreachable",
+               "peer=\"%s\" why=\"shared memory: %s; kv-transport = shm or strict forbids "
+               "ZeroMQ\"",
+               endpoint, why);
+    else
+        td_log(fallback ? TD_LOG_WARN : TD_LOG_INFO, "kv_transport",
+               "peer=\"%s\" transport=zmq why=\"%s\"", endpoint, why);
+}
+
+static void copy_text(char *out, size_t cap, const ProtobufCBinaryData *b)
+{
+    size_t n = TD_MIN(b->len, cap - 1);
+    if (n)
+        memcpy(out, b->data, n);
+    out[n] = 0;
+}
+
 static void open_push(td_prefill_mover *m, td_prefill_job *j)
 {
     const Tandem__V1__Ticket *t = j->message->ticket;
-    char endpoint[256] = "";
+    char endpoint[256] = "", host_id[64] = "";
+    td_shm_offer shm = {0};
     memcpy(endpoint, t->endpoint.data, TD_MIN(t->endpoint.len, sizeof endpoint - 1));
     td_push_ticket k = {.attempt = t->attempt,
                         .generation = t->generation,
                         .endpoint = endpoint,
                         .mac_key = t->has_mac_key ? t->mac_key.data : NULL,
                         .kv_key = t->has_kv_key ? t->kv_key.data : NULL,
+                        .shm = t->has_shm_path ? &shm : NULL,
+                        .host_id = host_id,
                         .credit_bytes = t->credit_bytes,
                         .deadline_us = j->push_deadline_us,
                         .user = j};
+    if (t->has_host_id)
+        copy_text(host_id, sizeof host_id, &t->host_id);
+    if (t->has_shm_path) { /* sizes were checked with the message */
+        copy_text(shm.path, sizeof shm.path, &t->shm_path);
+        memcpy(shm.nonce, t->shm_nonce.data, sizeof shm.nonce);
+    }
     memcpy(k.id, t->id.data, 16);
     memcpy(k.decode_epoch, t->decode_epoch.data, 16);
     td_list_add(&m->base.jobs, &j->base.mover_node);
@@ -162,6 +195,7 @@ int td_prefill_mover_start(const td_prefill_mover_config *config, td_prefill_mov
                                 .core = config->core};
     td_pusher_config push = config->push;
     push.ops.on_done = on_done;
+    push.ops.on_transport = on_transport;
     push.arg = m;
     int r = td_pusher_open(&push, &m->pusher, reterr_err);
     if (r == 0)

@@ -17,16 +17,21 @@ typedef struct prefill {
     td_prefill_lane *lane;
     td_prefill_mover *mover;
     td_gauge *g_waiting_tokens;
-    td_counter *c_bytes, *c_failed, *c_forced;
+    td_counter *c_bytes, *c_failed, *c_forced, *c_zmq, *c_shm, *c_fallbacks;
 } prefill;
 
 static int open_mover(td_worker *w, td_err *err)
 {
     const td_model_info *info = td_engine_info(w->engine);
-    td_prefill_mover_config mc = {.push = {.pool = td_engine_pool(w->engine), .link = w->link},
-                                  .from_lane = w->lane_mover,
-                                  .to_lane = w->mover_lane,
-                                  .core = td_worker_first_core(w)};
+    td_prefill_mover_config mc = {
+        .push = {.pool = td_engine_pool(w->engine),
+                 .link = w->link,
+                 .transport = td_kv_transport_of(td_opt_str(&w->options, TD_OPT_ID_KV_TRANSPORT)),
+                 .strict = td_opt_bool(&w->options, TD_OPT_ID_STRICT)},
+        .from_lane = w->lane_mover,
+        .to_lane = w->mover_lane,
+        .core = td_worker_first_core(w)};
+    td_host_id(mc.push.host_id, sizeof mc.push.host_id);
     memcpy(mc.push.model_hash, info->model_hash, 32);
     memcpy(mc.push.profile_id, info->profile_id, 16);
     memcpy(mc.push.epoch, w->epoch, 16);
@@ -60,7 +65,14 @@ static int open_metrics(td_worker *w, td_metrics *m)
     p->c_failed = td_counter_new(m, "kv_pushes_failed_total", "", "Handoffs that failed");
     p->c_forced =
         td_counter_new(m, "kv_forced_closes_total", "", "KV connections closed to get blocks back");
-    return p->g_waiting_tokens && p->c_bytes && p->c_failed && p->c_forced ? 0 : -ENOMEM;
+    p->c_zmq = td_counter_new(m, "kv_pushes_total", "transport=\"zmq\"", "Handoffs by transport");
+    p->c_shm = td_counter_new(m, "kv_pushes_total", "transport=\"shm\"", "Handoffs by transport");
+    p->c_fallbacks = td_counter_new(m, "kv_shm_fallbacks_total", "",
+                                    "Decode workers on this host that shared memory did not reach");
+    return p->g_waiting_tokens && p->c_bytes && p->c_failed && p->c_forced && p->c_zmq &&
+                   p->c_shm && p->c_fallbacks
+               ? 0
+               : -ENOMEM;
 }
 
 static void update_metrics(td_worker *w)
@@ -71,6 +83,9 @@ static void update_metrics(td_worker *w)
     td_worker_follow(p->c_bytes, atomic_load(&s->bytes));
     td_worker_follow(p->c_failed, atomic_load(&s->failed));
     td_worker_follow(p->c_forced, atomic_load(&s->forced_closes));
+    td_worker_follow(p->c_zmq, atomic_load(&s->pushes[0]));
+    td_worker_follow(p->c_shm, atomic_load(&s->pushes[1]));
+    td_worker_follow(p->c_fallbacks, atomic_load(&s->fallbacks));
 }
 
 static const _Atomic uint64_t *drops(const td_worker *w)

@@ -6,7 +6,7 @@
 #include "net/service.h"
 #include "base/banned.h"
 
-static void take(td_worker_mover *m)
+void td_worker_mover_take(td_worker_mover *m)
 {
     td_msg *msg;
     td_ring_clear(m->from_lane);
@@ -33,7 +33,7 @@ static void *mover_main(void *arg)
     if (m->core >= 0)
         (void)td_core_pin(m->core);
     for (;;) {
-        take(m);
+        td_worker_mover_take(m);
         see_drops(m);
         int more = m->ops->run(m, td_now_us());
         if (atomic_load(&m->stop) && td_list_empty(&m->jobs) && td_ring_len(m->from_lane) == 0)

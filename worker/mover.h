@@ -40,6 +40,8 @@ struct td_worker_mover {
 
 /* Starts the thread; ops, rings and core are set. */
 int td_worker_mover_start(td_worker_mover *m, td_err *reterr_err);
+/* Handle what the lane has sent by now. The mover's thread, also inside run(). */
+void td_worker_mover_take(td_worker_mover *m);
 /* After the lane has ended: returns when every job is through. */
 void td_worker_mover_stop(td_worker_mover *m);
 

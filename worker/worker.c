@@ -265,6 +265,7 @@ static int open_engine(td_worker *w, td_err *err)
     }
     td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
                            .act = dtype_of(o, TD_OPT_ID_ACT),
+                           .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
                            .kv = dtype_of(o, TD_OPT_ID_KV),
                            .index = dtype_of(o, TD_OPT_ID_INDEX),
                            .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
@@ -326,6 +327,7 @@ static int open_host(td_worker *w, td_err *err)
                          .max_context =
                              (uint32_t)TD_MIN((uint64_t)info->max_context,
                                               (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
+                         .shm = w->kind->shm_offer ? w->kind->shm_offer(w) : NULL,
                          .kv_endpoint = w->kind->kv_endpoint ? w->kind->kv_endpoint(w) : NULL,
                          .kv_private = td_link_kv_private(w->link)};
     if (w->kind->decode && td_link_keys(w->link) && !td_link_kv_private(w->link))

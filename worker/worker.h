@@ -33,9 +33,11 @@ typedef struct td_worker_kind {
                             rows besides those */
     int (*open_mover)(td_worker *w, td_err *err);   /* starts it */
     const char *(*kv_endpoint)(const td_worker *w); /* for HELLO; NULL function: none */
-    int (*open_lane)(td_worker *w, td_err *err);    /* starts it */
-    int (*stop_lane)(td_worker *w);                 /* as td_worker_lane_stop(), and frees */
-    void (*close_mover)(td_worker *w);              /* after the lane; also when none was opened */
+    /* Behind open_mover; NULL, or a function that returns it: no shared memory is offered. */
+    const td_shm_offer *(*shm_offer)(const td_worker *w);
+    int (*open_lane)(td_worker *w, td_err *err); /* starts it */
+    int (*stop_lane)(td_worker *w);              /* as td_worker_lane_stop(), and frees */
+    void (*close_mover)(td_worker *w);           /* after the lane; also when none was opened */
     int (*open_metrics)(td_worker *w, td_metrics *m); /* -ENOMEM */
     void (*update_metrics)(td_worker *w);
     const _Atomic uint64_t *(*drops)(const td_worker *w); /* [TD_DROP_MAX] */

@@ -221,6 +221,8 @@ static void cluster_close(cluster *c)
     unlink(path);
     snprintf(path, sizeof path, "%s/kv.sock", c->dir);
     unlink(path);
+    snprintf(path, sizeof path, "%s/kv.sock.shm", c->dir); /* of a worker that was killed */
+    unlink(path);
     rmdir(c->dir);
 }
 

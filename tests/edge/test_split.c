@@ -104,16 +104,23 @@ static void test_chunks_and_transports(void **state)
 {
     (void)state;
     static const char *const chunks[] = {"2048", "64", "7", "1"};
-    for (int tcp = 0; tcp < 2; tcp++) {
+    static const struct {
+        const char *name, *transport;
+        int tcp;
+    } ways[] = {{"ipc", "zmq", 0}, {"tcp", "zmq", 1}, {"shm", "shm", 0}, {"shm, tcp", "shm", 1}};
+    for (size_t w = 0; w < TD_ARRAY_LEN(ways); w++) {
         char kv[128];
-        if (tcp)
+        if (ways[w].tcp)
             snprintf(kv, sizeof kv, "tcp://127.0.0.1:0");
         else
             snprintf(kv, sizeof kv, "ipc://%s/kv.sock", cl.dir);
+        /* zmq and shm never fall back: the blocks went as the name says */
+        setenv("TANDEM_PREFILL_KV_TRANSPORT", ways[w].transport, 1);
+        setenv("TANDEM_DECODE_KV_TRANSPORT", ways[w].transport, 1);
         start_decode(&cl, MODEL, kv, "200");
         for (size_t i = 0; i < TD_ARRAY_LEN(chunks); i++) {
             char what[64];
-            snprintf(what, sizeof what, "%s, chunk %s", tcp ? "tcp" : "ipc", chunks[i]);
+            snprintf(what, sizeof what, "%s, chunk %s", ways[w].name, chunks[i]);
             start_prefill(&cl, MODEL, chunks[i], "200");
             run_alone((uint8_t)(100 + 10 * i), what);
             run_batches((uint8_t)(10 * i), what);
@@ -121,6 +128,8 @@ static void test_chunks_and_transports(void **state)
         }
         stop_worker(&cl, 1);
     }
+    unsetenv("TANDEM_PREFILL_KV_TRANSPORT");
+    unsetenv("TANDEM_DECODE_KV_TRANSPORT");
 }
 
 /* If the decode worker holds a prefix, only the rest is sent; and the tokens stay the same. */
@@ -214,7 +223,9 @@ static void test_recovery_at_every_token(void **state)
     r->emitted[0][1] = want[2][0][1].id ^ 1;
     request_start(&cl, r);
     request_wait(&cl, r);
-    assert_int_equal(r->code[1], TD_DATA_LOSS);
+    /* the leg that hears of it first ends the other */
+    assert_true(r->code[0] == TD_DATA_LOSS || r->code[1] == TD_DATA_LOSS);
+    assert_true(r->code[1] == TD_DATA_LOSS || r->code[1] == TD_CANCELLED);
     assert_int_equal(r->committed, 0);
     assert_int_equal(r->n_decoded[0], 0);
 }
