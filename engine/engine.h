@@ -97,8 +97,8 @@ typedef struct td_step_item {
 
 /* Run one step. samples: room for the sum of n_samples, in item order. After success each
  * sequence's computed count grew by n_tokens and blocks that became full are indexed under their
- * hash. 0; -EINVAL (limits, nothing ran); -EIO (a kernel failed or produced NaN: the step's rows
- * are undefined and their sequences must be freed). */
+ * hash. 0; -EINVAL (limits, nothing ran); -EIO (a kernel failed or produced NaN: no sequence moved
+ * on; the step's rows are undefined until a step computes them again, together or alone). */
 int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
                    td_sample *ret_samples);
 
