@@ -27,6 +27,7 @@ int td_eval_open(const char *dir, const td_options *o, uint32_t rows, td_eval_mo
 {
     td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
                            .act = dtype(o, TD_OPT_ID_ACT),
+                           .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
                            .kv = dtype(o, TD_OPT_ID_KV),
                            .index = dtype(o, TD_OPT_ID_INDEX),
                            .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),

@@ -38,8 +38,10 @@ static inline int test_has_isa(const char *isa)
 }
 
 typedef struct test_setup {
-    const char *dir, *isa; /* NULL: auto */
-    td_dtype type;         /* act, kv and index */
+    const char *dir, *isa;     /* NULL: auto */
+    const td_backend *backend; /* NULL: by isa */
+    td_dtype type;             /* act, kv and index */
+    int act_i8;
     uint32_t threads, max_rows, max_seqs, n_blocks;
 } test_setup;
 
@@ -48,7 +50,9 @@ static inline test_engine test_open(test_setup s)
     test_engine t = {0};
     td_err err = {0};
     td_model_options o = {.isa = s.isa ? s.isa : "auto",
+                          .backend = s.backend,
                           .act = s.type,
+                          .act_i8 = s.act_i8,
                           .kv = s.type,
                           .index = s.type,
                           .n_threads = s.threads,

@@ -14,7 +14,11 @@ static const char *const models[] = {
     TD_SOURCE_DIR "/tests/goldens/models/glm-shared",
     TD_SOURCE_DIR "/tests/goldens/models/glm-groups",
     TD_SOURCE_DIR "/tests/goldens/models/qwen3",
+    TD_SOURCE_DIR "/tests/goldens/models/qwen3-mxfp4",
+    TD_SOURCE_DIR "/tests/goldens/models/glm-mxfp4-all",
+    TD_SOURCE_DIR "/tests/goldens/models/glm-fp8",
 };
+enum { PLAIN = 3, FEW = 4 }; /* models with BF16 weights; models for the second instruction set */
 static const uint32_t lengths[] = {1,  31, 32, 33,
                                    63, 64, 65, 1000}; /* index_topk of the models is 32 */
 
@@ -37,6 +41,7 @@ static test_engine open_model(const char *dir, td_dtype type, uint32_t threads)
     return test_open((test_setup){.dir = dir,
                                   .isa = isa,
                                   .type = type,
+                                  .act_i8 = 1,
                                   .threads = threads,
                                   .max_rows = ROWS,
                                   .max_seqs = 48,
@@ -94,7 +99,8 @@ typedef void (*axis_fn)(const char *dir, td_dtype type, test_engine *t, const tr
 /* Base traces of every length, then one axis. */
 static void with_models(axis_fn fn, int few)
 {
-    for (size_t m = 0; m < sizeof models / sizeof *models; m++)
+    size_t n = few && !all() ? FEW : sizeof models / sizeof *models;
+    for (size_t m = 0; m < n; m++)
         for (td_dtype type = TD_F32; type <= TD_BF16; type++) {
             if (type == TD_F32 && (m || few) && !all())
                 continue;
