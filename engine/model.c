@@ -31,7 +31,7 @@ static uint32_t granted_cores(void)
 
 static int take_options(td_model *m, const td_model_options *o, td_err *err)
 {
-    m->backend = td_backend_get(o->isa);
+    m->backend = o->backend ? o->backend : td_backend_get(o->isa);
     if (!m->backend && td_backend_known(o->isa))
         return td_err_set(err, -ENOTSUP, "--isa %s: this processor cannot run it; use auto",
                           o->isa);

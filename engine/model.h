@@ -34,8 +34,9 @@ typedef struct td_kv_layout {
 typedef struct td_model td_model;
 
 typedef struct td_model_options {
-    const char *isa;         /* a word of td_backend_get */
-    td_dtype act, kv, index; /* TD_F32 or TD_BF16 */
+    const char *isa;           /* a word of td_backend_get */
+    const td_backend *backend; /* NULL: by isa; else this one, which outlives the model */
+    td_dtype act, kv, index;   /* TD_F32 or TD_BF16 */
     int act_i8; /* operands that meet MXFP4 weights: int8 in groups of 32 (act TD_BF16 only) */
     uint32_t n_threads; /* engine threads incl. the caller of step; 0 = one per core in the list, or
                            per granted core */
