@@ -243,6 +243,26 @@ def added_and_removed_by_sighup():
             c.wait_health(503)
 
 
+def processes_come_back():
+    """With keys as without: whoever is killed comes back, and nobody takes it for a refusal for good."""
+    with tempfile.TemporaryDirectory() as tmp:
+        make_keys(f"{tmp}/keys")
+        with Cluster(f"{tmp}/keys", "127.0.0.1") as c:
+            c.wait_health(200)
+            one = answer(c)
+            for name, role in (("router", "router"), ("decode-1", "decode"), ("prefill-1", "prefill")):
+                c.procs[name].kill()
+                c.procs[name].wait()
+                c.start(role)
+                if role == "router":
+                    c.port = int(c.wait_log("router", r"http=127.0.0.1:(\d+)"))
+                else:
+                    c.wait_log(name, "router_up")
+                c.wait_health(200)
+                check(answer(c) == one, f"after {name}")
+            check("link_denied" not in c.messages(), c.messages())
+
+
 def refused_at_the_kv_door():
     """The decode worker does not know the prefill worker: the client gets a typed error soon, and both logs say why."""
     with tempfile.TemporaryDirectory() as tmp:
@@ -334,4 +354,4 @@ def mistakes_are_explained():
 
 if __name__ == "__main__":
     main(mistakes_are_explained, beyond_loopback_as_on_one_machine, keys_in_serve, intruders_get_in_nowhere, strangers_cost_nothing,
-         added_and_removed_by_sighup, refused_at_the_kv_door, private_kv_link)
+         added_and_removed_by_sighup, processes_come_back, refused_at_the_kv_door, private_kv_link)
