@@ -111,11 +111,20 @@ int td_ring_wait(td_ring *r, unsigned spin_us, long timeout_us)
     for (uint64_t until = td_now_us() + spin_us; spin_us && td_now_us() < until;)
         if (td_ring_len(r))
             return 1;
-    td_ring_clear(r);
-    if (td_ring_len(r))
-        return 1;
-    struct timespec t = {timeout_us / 1000000, timeout_us % 1000000 * 1000};
-    struct pollfd p = {.fd = r->fd, .events = POLLIN};
-    ppoll(&p, 1, timeout_us < 0 ? NULL : &t, NULL);
-    return td_ring_len(r) != 0;
+    uint64_t end = td_now_us() + (uint64_t)(timeout_us < 0 ? 0 : timeout_us);
+    for (;;) {
+        td_ring_clear(r);
+        if (td_ring_len(r))
+            return 1;
+        uint64_t now = td_now_us(), left = now < end ? end - now : 0;
+        struct timespec t = {(time_t)(left / 1000000), (long)(left % 1000000 * 1000)};
+        struct pollfd p = {.fd = r->fd, .events = POLLIN};
+        ppoll(&p, 1, timeout_us < 0 ? NULL : &t, NULL);
+        if (td_ring_len(r))
+            return 1;
+        /* a signal, or the late wake-up for an item that was popped long ago: the producer may be
+         * held up between its item and its write */
+        if (timeout_us >= 0 && td_now_us() >= end)
+            return 0;
+    }
 }

@@ -71,6 +71,28 @@ static void test_wait_times_out(void **state)
     td_ring_free(r);
 }
 
+static void *write_late(void *arg)
+{
+    uint64_t one = 1;
+    usleep(5000);
+    assert_int_equal(write(td_ring_fd(arg), &one, sizeof one), sizeof one);
+    return NULL;
+}
+
+/* A producer held up between its item, popped long ago, and its write: no item is no timeout. */
+static void test_late_wake_up(void **state)
+{
+    td_ring *r;
+    pthread_t t;
+    assert_int_equal(td_ring_new(8, &r), 0);
+    uint64_t start = td_now_us();
+    assert_int_equal(pthread_create(&t, NULL, write_late, r), 0);
+    assert_int_equal(td_ring_wait(r, 0, 40000), 0);
+    assert_true(td_now_us() - start >= 39000);
+    pthread_join(t, NULL);
+    td_ring_free(r);
+}
+
 enum { ITEMS = 20000 };
 
 static void *produce(void *arg)
@@ -126,8 +148,8 @@ static void test_threads_poll(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bounds), cmocka_unit_test(test_descriptor),
-        cmocka_unit_test(test_wait_times_out), cmocka_unit_test(test_threads_wait),
-        cmocka_unit_test(test_threads_poll)};
+        cmocka_unit_test(test_bounds),         cmocka_unit_test(test_descriptor),
+        cmocka_unit_test(test_wait_times_out), cmocka_unit_test(test_late_wake_up),
+        cmocka_unit_test(test_threads_wait),   cmocka_unit_test(test_threads_poll)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
