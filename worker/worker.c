@@ -8,13 +8,14 @@
 #include <unistd.h>
 
 #include "base/bug.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/prefix.h"
 #include "base/rand.h"
 #include "base/banned.h"
 
-enum { RING_ITEMS = 8192 };
+enum { RING_ITEMS = 8192, ALONE_US = 3000000 };
 
 /* ---- service ---- */
 
@@ -71,9 +72,20 @@ static int is_healthy(void *arg)
 
 /* ---- rpc ---- */
 
+/* Workers may come before the router; but a mistyped --control must not pass for patience. */
+static void still_alone(void *arg)
+{
+    td_worker *w = arg;
+    td_log(
+        TD_LOG_WARN, "no_router",
+        "control=%s text=\"no router answers there so far; is one running with this --control?\"",
+        td_rpc_endpoint(w->rpc));
+}
+
 static void on_up(void *arg, td_session *s)
 {
     td_worker *w = arg;
+    td_timer_del(TD_TAKE(w->alone));
     w->desk->session = s;
     td_log(TD_LOG_INFO, "router_up", "session=%u", td_session_number(s));
 }
@@ -81,6 +93,7 @@ static void on_up(void *arg, td_session *s)
 static void on_down(void *arg, td_session *s, const char *reason)
 {
     td_worker *w = arg;
+    td_timer_del(TD_TAKE(w->alone)); /* the reason is told here */
     if (w->desk->session == s)
         w->desk->session = NULL;
     int orderly = w->desk->draining || td_session_is_draining(s);
@@ -397,6 +410,7 @@ static int start(td_worker *w, td_err *err)
 static void stop(td_worker *w)
 {
     td_http_server_close(w->http);
+    td_timer_del(w->alone);
     if (w->lane_open) {
         while (!w->kind->stop_lane(w)) {
             td_worker_desk_turn(w->desk);
@@ -435,6 +449,8 @@ static int run(td_worker *w)
     td_log(TD_LOG_INFO, "ready", "name=%s control=%s%s%s kv_blocks=%u", w->host.name,
            td_rpc_endpoint(w->rpc), w->host.kv_endpoint[0] ? " kv=" : "", w->host.kv_endpoint,
            w->host.kv_blocks);
+    if (!w->desk->session)
+        td_timer_add(w->loop, ALONE_US, 0, still_alone, w, &w->alone);
     td_loop_run(w->loop);
     return w->status;
 }

@@ -60,6 +60,7 @@ struct td_worker {
     td_http_server *http;
     td_metrics *metrics;
     td_gauge *g_running, *g_waiting, *g_free, *g_up;
+    td_timer *alone; /* from ready until a router was met, or its absence told */
     td_counter *c_tokens;
     uint8_t epoch[16]; /* drawn before the mover starts: tickets and frames name it */
     int cores[TD_WORKER_CORES_MAX];

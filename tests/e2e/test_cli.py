@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as a user types them: help, errors that name cause and remedy, chat, profile, configuration."""
-import pathlib, sys
+import pathlib, sys, threading
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 
@@ -79,6 +79,19 @@ def port_in_use_is_said():
         check(code != 0 and address in err, err)
 
 
+def worker_without_router_says_so():
+    with tempfile.TemporaryDirectory() as tmp:
+        p = subprocess.Popen([TANDEM, "prefill-worker", "--model", MODEL, "--control", f"ipc://{tmp}/none.sock"],
+                             stderr=subprocess.PIPE, text=True)
+        killer = threading.Timer(60 * SLOW, p.kill)
+        killer.start()
+        lines = [next((x for x in p.stderr if "no_router" in x), "")]
+        p.terminate()
+        lines += p.stderr
+        killer.cancel()
+        check("none.sock" in lines[0] and p.wait() == 0, lines)
+
+
 def completion_is_bash():
     code, out, _ = run("completion", "bash")
     check(code == 0 and subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0, out)
@@ -86,4 +99,4 @@ def completion_is_bash():
 
 if __name__ == "__main__":
     main(help_and_version, mistakes_are_explained, environment_and_file, profile_prints, chat_once, port_in_use_is_said,
-         completion_is_bash)
+         worker_without_router_says_so, completion_is_bash)
