@@ -13,6 +13,7 @@ int td_cmd_keys(int argc, char **argv);
 int td_cmd_model(int argc, char **argv);
 int td_cmd_quantize(int argc, char **argv);
 int td_cmd_eval(int argc, char **argv);
+int td_cmd_pack(int argc, char **argv);
 int td_cmd_profile(int argc, char **argv);
 int td_cmd_config(int argc, char **argv);
 int td_cmd_bench(int argc, char **argv);

@@ -27,6 +27,8 @@ const td_command td_commands[] = {
      TD_SEC_MODEL, td_cmd_model},
     {"quantize", "MODEL OUT", "write a BF16 checkpoint as MXFP4 or FP8", TD_SEC_QUANTIZE,
      td_cmd_quantize},
+    {"pack", "MODEL OUT", "write a copy whose weights are mapped at once at every start",
+     TD_SEC_PACK, td_cmd_pack},
     {"eval", "MODEL", "what a checkpoint knows, and lost against another", TD_SEC_EVAL,
      td_cmd_eval},
     {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,

@@ -45,7 +45,8 @@ struct td_model {
     char *profile;
     td_tensor *embed, *norm, *head; /* head == embed when tied */
     td_layer *layers;
-    td_tensor **owned; /* every tensor once, for free */
+    td_tensor **owned;    /* every tensor once, for free */
+    struct td_pack *pack; /* NULL, or what the tensors' bytes lie in */
     size_t n_owned, cap_owned;
 };
 

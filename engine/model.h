@@ -44,6 +44,7 @@ typedef struct td_model_options {
     uint32_t n_cores;
     uint32_t rank, n_ranks; /* 0 of 1 is the only value accepted; others -ENOTSUP by name */
     int strict;
+    const char *pack_to; /* NULL, or a directory: write model.tdpack there while loading */
     /* Called now and then while loading with a fraction in 0..1; may be NULL. */
     void (*progress)(void *arg, const char *stage, double fraction);
     void *progress_arg;
@@ -61,7 +62,8 @@ typedef struct td_model_info {
     td_kv_layout kv;
 } td_model_info;
 
-/* Open DIR: config.json, generation_config.json (optional), model.safetensors or the sharded form.
+/* Open DIR: config.json, generation_config.json (optional), model.safetensors or the sharded form,
+ * or model.tdpack in their place (engine/pack.h), which is mapped for the model's life.
  * Strict: see the checks of the model specification's section 9. On failure nothing is kept and the
  * text names file, tensor or field. */
 int td_model_open(const char *dir, const td_model_options *options, td_model **ret_model,

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/quantize.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <fnmatch.h>
 #include <jansson.h>
 #include <math.h>
@@ -18,6 +16,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/version.h"
+#include "engine/model_files.h"
 #include "engine/safetensors.h"
 #include "engine/safetensors_write.h"
 #include "kernels/formats.h"
@@ -25,7 +24,7 @@
 
 #include "base/banned.h"
 
-enum { STRIPE = TD_FP8_BLOCK, SMALL_FILE_MAX = 64 << 20, PATTERN_BYTES = 256 };
+enum { STRIPE = TD_FP8_BLOCK, PATTERN_BYTES = 256 };
 static const uint64_t SHARD_BYTES = 5ull << 30;
 
 typedef struct job {
@@ -358,47 +357,6 @@ static int write_config(job *j, const char *out)
     return 0;
 }
 
-/* tokenizer, template, generation_config, licence: everything but weights, index and config. */
-static int is_companion(const char *name)
-{
-    const char *dot = strrchr(name, '.');
-    return name[0] != '.' && strcmp(name, "config.json") != 0 &&
-           strcmp(name, "model.safetensors.index.json") != 0 &&
-           !(dot && strcmp(dot, ".safetensors") == 0);
-}
-
-static int copy_file(const char *from, const char *to, td_err *err)
-{
-    TD_AUTO_FREE char *bytes = NULL;
-    size_t n = 0;
-    int r = td_file_read(from, SMALL_FILE_MAX, &bytes, &n, err);
-    if (r < 0)
-        return r;
-    FILE *f = fopen(to, "wxe");
-    int bad = !f || fwrite(bytes, 1, n, f) != n;
-    if (f)
-        bad |= fclose(f) != 0;
-    return bad ? td_err_set(err, -EIO, "%s: %s", to, td_errno_text(-errno)) : 0;
-}
-
-static int copy_companions(const char *model, const char *out, td_err *err)
-{
-    DIR *d = opendir(model);
-    int r = d ? 0 : td_err_set(err, -errno, "%s: %s", model, td_errno_text(-errno));
-    for (struct dirent *e; r >= 0 && d && (e = readdir(d));) {
-        struct stat s;
-        TD_AUTO_FREE char *from = td_path_join(model, e->d_name);
-        TD_AUTO_FREE char *to = td_path_join(out, e->d_name);
-        if (!from || !to)
-            r = td_err_set(err, -ENOMEM, "out of memory");
-        else if (is_companion(e->d_name) && stat(from, &s) == 0 && S_ISREG(s.st_mode))
-            r = copy_file(from, to, err);
-    }
-    if (d)
-        closedir(d);
-    return r;
-}
-
 static int write_weights(job *j, size_t quantised)
 {
     size_t done = 0;
@@ -462,18 +420,6 @@ static uint32_t threads_of(const td_quantize_options *o)
     return n < 1 ? 1 : (uint32_t)n;
 }
 
-/* Only files that this program wrote can be in it: it was made by it. */
-static void remove_output(const char *out)
-{
-    DIR *d = opendir(out);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-            unlinkat(dirfd(d), e->d_name, 0);
-    if (d)
-        closedir(d);
-    rmdir(out);
-}
-
 int td_quantize(const char *model, const char *out, const td_quantize_options *o,
                 td_err *reterr_err)
 {
@@ -492,13 +438,13 @@ int td_quantize(const char *model, const char *out, const td_quantize_options *o
         td_err_set(reterr_err, r, "threads: %s", td_errno_text(r));
     r = r < 0 ? r : write_weights(&j, quantised);
     r = r < 0 ? r : write_config(&j, out);
-    r = r < 0 ? r : copy_companions(model, out, reterr_err);
+    r = r < 0 ? r : td_model_files_copy(model, out, 0, reterr_err);
     td_pool_close(j.pool);
     td_st_writer_free(j.out);
     td_st_close(j.st);
     json_decref(j.kept);
     json_decref(j.config);
     if (r < 0 && made)
-        remove_output(out);
+        td_model_files_remove(out);
     return r;
 }

@@ -12,9 +12,11 @@
 #include "base/bug.h"
 #include "base/hash.h"
 #include "engine/internal.h"
+#include "engine/pack.h"
 #include "engine/quant.h"
 #include "engine/safetensors.h"
 #include "kernels/formats.h"
+#include "kernels/ref/pool.h"
 
 #include "base/banned.h"
 
@@ -25,8 +27,11 @@ typedef struct binder {
     td_st *st;
     const char *dir;
     td_err *err;
-    td_quant *quant; /* what config.json says is quantised */
-    int failed;      /* sticky: the first error stays in err */
+    td_quant *quant;     /* what config.json says is quantised */
+    td_pack *pack;       /* a packed model: tensors come from it, in the same order */
+    td_pack_writer *out; /* tandem pack: each tensor goes there too */
+    td_pool *pool;       /* packs weights */
+    int failed;          /* sticky: the first error stays in err */
     char prefix[NAME_BYTES];
     int check_only; /* MTP layer: names, types and shapes are checked, nothing is kept */
 } binder;
@@ -235,6 +240,77 @@ static td_tensor *own(binder *b, td_tensor *w, int code)
     return w;
 }
 
+/* The packed model's next tensor under prefix + name, as a weight of its own. */
+static td_tensor *packed_matrix(binder *b, const char *name, uint32_t slabs, uint32_t n, uint32_t k)
+{
+    char full[2 * NAME_BYTES];
+    td_pack_entry e;
+    td_tensor *w = NULL;
+    td_err err = {0};
+    snprintf(full, sizeof full, "%s%s", b->prefix, name);
+    if (b->failed)
+        return NULL;
+    if (td_pack_take(b->pack, full, &e, &err) < 0) {
+        fail(b, -EINVAL, "%s", err.text);
+        return NULL;
+    }
+    int r = e.is_vector || e.slabs != slabs || e.n != n || e.k != k
+                ? -EINVAL
+                : b->m->backend->weight_map(e.format, slabs, n, k, e.bytes, e.n_bytes, &w);
+    if (r == -EINVAL) {
+        fail(b, r,
+             "packed tensor %s has not the shape of config.json; write it again with tandem "
+             "pack",
+             full);
+        return NULL;
+    }
+    return own(b, w, r);
+}
+
+static td_tensor *packed_vector(binder *b, const char *name, uint32_t n)
+{
+    char full[2 * NAME_BYTES];
+    td_pack_entry e;
+    td_tensor *w = NULL;
+    td_err err = {0};
+    snprintf(full, sizeof full, "%s%s", b->prefix, name);
+    if (b->failed)
+        return NULL;
+    if (td_pack_take(b->pack, full, &e, &err) < 0) {
+        fail(b, -EINVAL, "%s", err.text);
+        return NULL;
+    }
+    if (!e.is_vector || e.n != n) {
+        fail(b, -EINVAL,
+             "packed tensor %s has not the shape of config.json; write it again with "
+             "tandem pack",
+             full);
+        return NULL;
+    }
+    td_weight_src src = {.dtype = e.type, .base = e.bytes, .n_stride = 1, .k_stride = 1};
+    return own(b, w, b->m->backend->vector_new(n, &src, &w)) ? w : NULL;
+}
+
+/* tandem pack: the filled weight goes to the file under the name that packed_matrix() asks for. */
+static void save_matrix(binder *b, const char *name, const td_tensor *w, td_weight_format format,
+                        uint32_t slabs, uint32_t n, uint32_t k)
+{
+    char full[2 * NAME_BYTES];
+    td_err err = {0};
+    if (!b->out || !w || b->failed)
+        return;
+    snprintf(full, sizeof full, "%s%s", b->prefix, name);
+    td_pack_entry e = {.format = format,
+                       .slabs = slabs,
+                       .n = n,
+                       .k = k,
+                       .bytes = b->m->backend->weight_packed(w),
+                       .n_bytes = b->m->backend->weight_bytes(w)};
+    int r = td_pack_writer_add(b->out, full, &e, &err);
+    if (r < 0)
+        fail(b, r, "%s", err.text);
+}
+
 static td_weight_src view(const source *s)
 {
     return (td_weight_src){.dtype = (td_dtype)s->t->dtype,
@@ -244,9 +320,38 @@ static td_weight_src view(const source *s)
                            .k_stride = 1};
 }
 
+/* Rows of a slab, in parts that a thread takes at a time: a multiple of what shares FP8 scales. */
+typedef struct fill_job {
+    const td_backend *be;
+    td_tensor *w;
+    uint32_t slab, n;
+    td_weight_src src;
+} fill_job;
+
+enum { FILL_ROWS = TD_FP8_BLOCK };
+
+static void fill_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    const fill_job *j = arg;
+    uint32_t n0 = item * FILL_ROWS, rows = j->n - n0 < FILL_ROWS ? j->n - n0 : FILL_ROWS;
+    td_weight_src src = j->src;
+    size_t unit = src.dtype == TD_U8 ? 1 : td_dtype_bytes(src.dtype);
+    src.base = (const uint8_t *)src.base + (size_t)n0 * src.n_stride * unit;
+    j->be->weight_fill(j->w, j->slab, n0, rows, &src);
+}
+
+static void fill(binder *b, td_tensor *w, uint32_t slab, uint32_t n, const td_weight_src *src)
+{
+    fill_job j = {.be = b->m->backend, .w = w, .slab = slab, .n = n, .src = *src};
+    td_pool_run(b->pool, fill_item, &j, (n + FILL_ROWS - 1) / FILL_ROWS);
+}
+
 /* Matrix [n][k], as stored. */
 static td_tensor *matrix(binder *b, td_weight_class class, const char *name, uint32_t n, uint32_t k)
 {
+    if (b->pack)
+        return packed_matrix(b, name, 1, n, k);
     source s = find_matrix(b, name, n, k);
     td_tensor *w = NULL;
     if (!agree(b, &s, class) || b->check_only)
@@ -254,15 +359,19 @@ static td_tensor *matrix(binder *b, td_weight_class class, const char *name, uin
     int r = b->m->backend->weight_new(s.format, 1, n, k, &w);
     if (r >= 0) {
         td_weight_src src = view(&s);
-        b->m->backend->weight_fill(w, 0, 0, n, &src);
+        fill(b, w, 0, n, &src);
     }
-    return own(b, w, r);
+    w = own(b, w, r);
+    save_matrix(b, name, w, s.format, 1, n, k);
+    return w;
 }
 
 static td_tensor *vector(binder *b, const char *name, uint32_t n)
 {
     char full[2 * NAME_BYTES];
     td_tensor *w = NULL;
+    if (b->pack)
+        return packed_vector(b, name, n);
     snprintf(full, sizeof full, "%s%s", b->prefix, name);
     source s = {.t = take(b, full)};
     if (s.t && !is_plain(s.t))
@@ -271,7 +380,18 @@ static td_tensor *vector(binder *b, const char *name, uint32_t n)
         return NULL;
     td_weight_src src = view(&s);
     int r = b->m->backend->vector_new(n, &src, &w);
-    return own(b, w, r);
+    td_pack_entry e = {.is_vector = 1,
+                       .type = src.dtype,
+                       .slabs = 1,
+                       .n = n,
+                       .bytes = s.t->data,
+                       .n_bytes = s.t->bytes};
+    td_err err = {0};
+    int saved = b->out && r >= 0 ? td_pack_writer_add(b->out, full, &e, &err) : 0;
+    w = own(b, w, r);
+    if (saved < 0)
+        fail(b, saved, "%s", err.text);
+    return w;
 }
 
 /* The values of a quantised matrix [n][k]; heap. */
@@ -299,6 +419,9 @@ static float *decoded(binder *b, const source *s, uint32_t n, uint32_t k)
     return out;
 }
 
+/* Names of its halves in a packed model. */
+static const char UK[] = "self_attn.kv_b_proj.weight:uk", UV[] = "self_attn.kv_b_proj.weight:uv";
+
 /* kv_b [H * (N + V)][C]: per head N rows of W_UK, then V rows of W_UV. Absorbed: q_lat = W_UK^T
  * q_nope, so W_UK is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. Heads do
  * not align with the blocks of scales, and the transposed one would have them along the wrong
@@ -308,6 +431,11 @@ static void kv_b(binder *b, td_layer *l)
     const td_config *c = &b->m->config;
     const td_backend *be = b->m->backend;
     size_t rows = c->nope + c->v_dims;
+    if (b->pack) {
+        l->w_uk = packed_matrix(b, UK, c->n_heads, c->kv_lora, c->nope);
+        l->w_uv = packed_matrix(b, UV, c->n_heads, c->v_dims, c->kv_lora);
+        return;
+    }
     source s =
         find_matrix(b, "self_attn.kv_b_proj.weight", (uint64_t)c->n_heads * rows, c->kv_lora);
     if (!agree(b, &s, TD_WC_ATTENTION) || b->check_only)
@@ -339,6 +467,8 @@ static void kv_b(binder *b, td_layer *l)
         be->weight_fill(l->w_uv, h, 0, c->v_dims, &uv);
     }
     free(values);
+    save_matrix(b, UK, l->w_uk, s.format, c->n_heads, c->kv_lora, c->nope);
+    save_matrix(b, UV, l->w_uv, s.format, c->n_heads, c->v_dims, c->kv_lora);
 }
 
 /* mlp.experts.E.<what> for every E, into one tensor of E slabs. */
@@ -347,6 +477,11 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
     char name[NAME_BYTES];
     td_tensor *w = NULL;
     td_weight_format format = TD_W_F32;
+    uint32_t n_experts = b->m->config.n_experts;
+    char all[NAME_BYTES];
+    snprintf(all, sizeof all, "mlp.experts.*.%s.weight", what);
+    if (b->pack)
+        return packed_matrix(b, all, n_experts, n, k);
     for (uint32_t e = 0; e < b->m->config.n_experts && !b->failed; e++) {
         snprintf(name, sizeof name, "mlp.experts.%u.%s.weight", e, what);
         source s = find_matrix(b, name, n, k);
@@ -366,8 +501,9 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
         }
         td_weight_src src = view(&s);
         src.slab_stride = 0; /* each expert is a tensor of its own */
-        b->m->backend->weight_fill(w, e, 0, n, &src);
+        fill(b, w, e, n, &src);
     }
+    save_matrix(b, all, w, format, n_experts, n, k);
     return w;
 }
 
@@ -483,7 +619,7 @@ static void ends(binder *b)
     b->prefix[0] = 0;
     m->embed = matrix(b, TD_WC_EMBED, "model.embed_tokens.weight", c->vocab, c->hidden);
     m->norm = vector(b, "model.norm.weight", c->hidden);
-    td_st_tensor *head = td_st_find(b->st, "lm_head.weight");
+    td_st_tensor *head = b->pack ? NULL : td_st_find(b->st, "lm_head.weight");
     if (!c->tie)
         m->head = matrix(b, TD_WC_HEAD, "lm_head.weight", c->vocab, c->hidden);
     else {
@@ -491,7 +627,7 @@ static void ends(binder *b)
         m->formats[TD_WC_HEAD] = m->formats[TD_WC_EMBED];
     }
     /* some exporters repeat the tied matrix; only an equal copy is harmless */
-    const td_st_tensor *embed = td_st_find(b->st, "model.embed_tokens.weight");
+    const td_st_tensor *embed = b->pack ? NULL : td_st_find(b->st, "model.embed_tokens.weight");
     if (c->tie && head && embed && !b->failed) {
         head->used = 1;
         if (head->bytes != embed->bytes || memcmp(head->data, embed->data, embed->bytes) != 0)
@@ -553,30 +689,99 @@ static void hash_model(binder *b, const td_model_options *o)
     td_hash_final(&h, info->model_hash);
 }
 
-int td_weights_load(td_model *m, const char *dir, const td_model_options *o, td_err *reterr_err)
+static void bind_layers(binder *b, const td_model_options *o)
 {
-    binder b = {.m = m, .dir = dir, .err = reterr_err};
-    int r = td_quant_load(dir, &b.quant, reterr_err);
-    r = r < 0 ? r : td_st_open(dir, &b.st, reterr_err);
-    if (r < 0) {
-        td_quant_free(b.quant);
-        return r;
-    }
-    TD_BUG_ON(m->shard.n_ranks !=
-              1); /* shares of heads and widths are cut here once more ranks are accepted */
-    for (uint32_t i = 0; i < m->config.n_layers && !b.failed; i++) {
-        (m->config.arch == TD_ARCH_GLM_MOE_DSA ? glm_layer : qwen_layer)(&b, &m->layers[i], i);
+    td_model *m = b->m;
+    for (uint32_t i = 0; i < m->config.n_layers && !b->failed; i++) {
+        (m->config.arch == TD_ARCH_GLM_MOE_DSA ? glm_layer : qwen_layer)(b, &m->layers[i], i);
         if (o->progress)
             o->progress(o->progress_arg, "loading weights", (double)(i + 1) / m->config.n_layers);
     }
-    if (m->config.arch == TD_ARCH_GLM_MOE_DSA)
-        glm_mtp(&b);
-    ends(&b);
-    refuse_unused(&b);
-    hash_model(&b, o);
-    td_quant_free(b.quant);
-    td_st_close(b.st);
-    return b.failed;
+    ends(b);
+}
+
+/* What a packed model was made of must be what lies beside it. */
+static int check_meta(binder *b, const td_pack_meta *meta)
+{
+    td_model_info *info = &b->m->info;
+    const char *layout = b->m->backend->layout;
+    if (!layout || strcmp(layout, meta->layout) != 0)
+        fail(b, -ENOTSUP,
+             "model.tdpack has the layout %s, kernels %s read %s; use the unpacked checkpoint",
+             meta->layout, b->m->backend->isa, layout ? layout : "none");
+    else if (memcmp(meta->config_hash, info->config_hash, sizeof meta->config_hash) != 0)
+        fail(b, -EINVAL, "config.json is not the one that model.tdpack was written with");
+    else if (memcmp(meta->tokenizer_hash, info->tokenizer_hash, sizeof meta->tokenizer_hash) != 0)
+        fail(b, -EINVAL,
+             "the tokenizer or template is not the one that model.tdpack was written "
+             "with");
+    memcpy(info->model_hash, meta->model_hash, sizeof info->model_hash);
+    memcpy(b->m->formats, meta->formats, sizeof b->m->formats);
+    return b->failed;
+}
+
+static int load_packed(binder *b, const td_model_options *o)
+{
+    int r = check_meta(b, td_pack_get_meta(b->pack));
+    r = r < 0 ? r : td_pack_verify(b->pack, b->m->n_threads, b->err);
+    if (r < 0)
+        return r;
+    bind_layers(b, o);
+    return b->failed ? b->failed : td_pack_end(b->pack, b->err);
+}
+
+static int save_packed(binder *b)
+{
+    const td_model_info *info = &b->m->info;
+    td_pack_meta meta = {0};
+    snprintf(meta.layout, sizeof meta.layout, "%s", b->m->backend->layout);
+    memcpy(meta.model_hash, info->model_hash, sizeof meta.model_hash);
+    memcpy(meta.config_hash, info->config_hash, sizeof meta.config_hash);
+    memcpy(meta.tokenizer_hash, info->tokenizer_hash, sizeof meta.tokenizer_hash);
+    memcpy(meta.formats, b->m->formats, sizeof meta.formats);
+    return td_pack_writer_finish(b->out, &meta, b->err);
+}
+
+static int load_checkpoint(binder *b, const char *dir, const td_model_options *o)
+{
+    int r = td_quant_load(dir, &b->quant, b->err);
+    r = r < 0 ? r : td_st_open(dir, &b->st, b->err);
+    if (r >= 0 && (r = td_pool_open(b->m->n_threads, NULL, 0, &b->pool)) < 0)
+        td_err_set(b->err, r, "threads: %s", td_errno_text(r));
+    if (r >= 0) {
+        bind_layers(b, o);
+        if (b->m->config.arch == TD_ARCH_GLM_MOE_DSA)
+            glm_mtp(b);
+        refuse_unused(b);
+        hash_model(b, o);
+        r = b->failed;
+        if (r >= 0 && b->out)
+            r = save_packed(b);
+    }
+    td_pool_close(b->pool);
+    td_quant_free(b->quant);
+    td_st_close(b->st);
+    return r;
+}
+
+int td_weights_load(td_model *m, const char *dir, const td_model_options *o, td_err *reterr_err)
+{
+    binder b = {.m = m, .dir = dir, .err = reterr_err};
+    TD_BUG_ON(m->shard.n_ranks !=
+              1); /* shares of heads and widths are cut here once more ranks are accepted */
+    int r = td_pack_open(dir, &m->pack, reterr_err);
+    if (r < 0)
+        return r;
+    b.pack = m->pack;
+    if (o->pack_to && (b.pack || !m->backend->layout))
+        return td_err_set(reterr_err, -EINVAL,
+                          b.pack ? "%s is packed already" : "%s: kernels ref have no packed form",
+                          dir);
+    if (o->pack_to && (r = td_pack_writer_new(o->pack_to, &b.out, reterr_err)) < 0)
+        return r;
+    r = b.pack ? load_packed(&b, o) : load_checkpoint(&b, dir, o);
+    td_pack_writer_free(b.out);
+    return r;
 }
 
 void td_weights_free(td_model *m)
@@ -584,4 +789,5 @@ void td_weights_free(td_model *m)
     for (size_t i = 0; i < m->n_owned; i++)
         m->backend->weight_free(m->owned[i]);
     free(m->owned);
+    td_pack_close(m->pack);
 }

@@ -209,8 +209,8 @@ typedef struct td_moe {
 } td_moe;
 
 typedef struct td_backend_options {
-    td_dtype act;       /* TD_F32 or TD_BF16: rounding of GEMM operands */
-    int act_i8; /* operands that meet MXFP4 weights become int8 in groups of 32 (act BF16 only) */
+    td_dtype act; /* TD_F32 or TD_BF16: rounding of GEMM operands */
+    int act_i8;   /* operands that meet MXFP4 weights become int8 in groups of 32 (act BF16 only) */
     uint32_t n_threads; /* >= 1, the caller included */
     const int *cores; /* NULL = do not pin; else n_cores entries, thread i on cores[i % n_cores] */
     uint32_t n_cores;
@@ -246,6 +246,14 @@ typedef struct td_backend {
     int (*vector_new)(uint32_t n, const td_weight_src *src, td_tensor **ret_w);
     void (*weight_free)(td_tensor *w);
     uint64_t (*weight_bytes)(const td_tensor *w);
+    /* A packed model (engine/pack.h) keeps weights as this backend lays them out in memory. layout
+     * names that form, NULL: it is not to be kept; raise its number whenever the form changes. A
+     * matrix's weight_bytes bytes; and the same matrix over bytes that outlive it, 64-byte aligned:
+     * -EINVAL when their number does not fit the shape. */
+    const char *layout;
+    const void *(*weight_packed)(const td_tensor *w);
+    int (*weight_map)(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      const void *bytes, uint64_t n_bytes, td_tensor **ret_w);
 
     void (*embed)(td_queue *q, const td_step *s, const td_tensor *table, float *x);
     /* x += delta (when not NULL); out = operand of rmsnorm(x) * w; out_f32 (when not NULL) the same

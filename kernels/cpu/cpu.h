@@ -76,6 +76,7 @@ typedef struct cpu_tensor {
     size_t scales_at;   /* within a panel: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0 */
     uint8_t *packed;    /* [slabs][n_panels][panel_bytes] */
     size_t map_bytes;   /* 0: from the heap */
+    int borrowed;       /* packed belongs to someone else and is read-only */
 } cpu_tensor;
 
 typedef struct cpu_queue {
@@ -168,6 +169,9 @@ void td_cpu_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_row
 int td_cpu_vector_new(uint32_t n, const td_weight_src *src, td_tensor **ret_w);
 void td_cpu_weight_free(td_tensor *w);
 uint64_t td_cpu_weight_bytes(const td_tensor *w);
+const void *td_cpu_weight_packed(const td_tensor *w);
+int td_cpu_weight_map(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      const void *bytes, uint64_t n_bytes, td_tensor **ret_w);
 /* k values of row n of slab 0. */
 void td_cpu_weight_row(const td_tensor *w, uint32_t n, float *ret_row);
 

@@ -67,8 +67,9 @@ static void lay_out(cpu_tensor *w, size_t k)
     w->panel_bytes = w->scales_at + (scales + 63) / 64 * 64;
 }
 
-int td_cpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
-                      td_tensor **ret_w)
+/* Everything but the bytes. -ENOMEM: also a size that no machine has. */
+static int shape_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                     cpu_tensor **ret)
 {
     cpu_tensor *w = calloc(1, sizeof *w);
     if (!w)
@@ -78,13 +79,51 @@ int td_cpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uin
     size_t bytes;
     lay_out(w, k);
     if (__builtin_mul_overflow((size_t)w->v.n_panels * n_slabs, w->panel_bytes, &bytes) ||
-        bytes > SIZE_MAX / 4 || !(w->packed = take_bytes(bytes, &w->map_bytes))) {
+        bytes > SIZE_MAX / 4) {
         free(w);
         return -ENOMEM;
     }
     w->v.bytes = bytes;
+    *ret = w;
+    return 0;
+}
+
+int td_cpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      td_tensor **ret_w)
+{
+    cpu_tensor *w = NULL;
+    int r = shape_new(format, n_slabs, n, k, &w);
+    if (r < 0)
+        return r;
+    w->packed = take_bytes(w->v.bytes, &w->map_bytes);
+    if (!w->packed) {
+        free(w);
+        return -ENOMEM;
+    }
     *ret_w = &w->v;
     return 0;
+}
+
+int td_cpu_weight_map(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
+                      const void *bytes, uint64_t n_bytes, td_tensor **ret_w)
+{
+    cpu_tensor *w = NULL;
+    int r = shape_new(format, n_slabs, n, k, &w);
+    if (r < 0)
+        return r;
+    if (w->v.bytes != n_bytes || (uintptr_t)bytes % 64) {
+        free(w);
+        return -EINVAL;
+    }
+    w->borrowed = 1;
+    w->packed = (uint8_t *)(uintptr_t)bytes; /* nobody fills a borrowed one */
+    *ret_w = &w->v;
+    return 0;
+}
+
+const void *td_cpu_weight_packed(const td_tensor *w)
+{
+    return cpu_tensor_of(w)->packed;
 }
 
 static float element(const td_weight_src *s, size_t at)
@@ -246,7 +285,8 @@ void td_cpu_weight_free(td_tensor *tensor)
     cpu_tensor *w = (cpu_tensor *)tensor;
     if (!w)
         return;
-    give_bytes(w->packed, w->map_bytes);
+    if (!w->borrowed)
+        give_bytes(w->packed, w->map_bytes);
     free(w);
 }
 
