@@ -33,7 +33,7 @@ static uint32_t rows_aligned(const td_step *s, const td_k_attend *a, size_t size
 {
     uint64_t all = (uintptr_t)s->kv_base | s->block_bytes | a->layer_offset |
                    (a->row_elems | a->key_at | a->value_at | a->group_step) * size;
-    return all % 16 == 0;
+    return all % 16 == 0 && (a->key_dims | a->value_dims) % 8 == 0;
 }
 
 static void attend(td_queue *q, const td_step *s, td_k_attend *a, td_dtype kv, uint32_t list_max)
@@ -129,7 +129,8 @@ void td_gpu_index_select(td_queue *q, const td_step *s, const td_index_select *m
                     .n_selected = m->n_selected,
                     .margin = m->margin,
                     .error = q->dev_error};
-    a.vec = ((uintptr_t)s->kv_base | s->block_bytes | a.layer_offset | m->dims * size) % 16 == 0;
+    a.vec = ((uintptr_t)s->kv_base | s->block_bytes | a.layer_offset | m->dims * size) % 16 == 0 &&
+            m->dims % 8 == 0;
     a.n_blocks = s->max_context > m->topk ? ceil_div(s->max_context, 64) : 0;
     a.stride = a.n_blocks * 64;
     uint32_t group = a.stride ? rows_that_fit(s, a.stride * sizeof(float)) : s->n_rows;

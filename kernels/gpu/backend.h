@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The op table on a GPU: weights in the kernels' own tiles on the device, one stream, launches from
  * the thread that owns the queue. One device in a process: the table's weight calls name none.
- * Weights are F32 or BF16; BF16 operands and BF16 weights use the BF16 matrix instruction, every
- * other pair float32. */
+ * Weights keep their format. BF16 operands meet BF16, FP8 and MXFP4 weights in the BF16 matrix
+ * instruction; float32 operands or weights use the f32 one. */
 #ifndef TD_KERNELS_GPU_BACKEND_H
 #define TD_KERNELS_GPU_BACKEND_H
 

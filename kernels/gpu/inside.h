@@ -16,8 +16,9 @@ typedef enum kernel_id {
 struct td_tensor {
     td_weight_format format;
     uint32_t slabs, n, k, n_tiles, k_tiles; /* a vector has k = 0 */
-    void *data;                             /* device memory */
-    uint64_t bytes;
+    uint32_t scale_cols;                    /* FP8 */
+    void *data, *scales;                    /* device memory */
+    uint64_t bytes, scale_bytes;
 };
 
 /* Device memory that grows when an op needs more. */
@@ -50,7 +51,14 @@ void *td_gpu_scratch(td_queue *q, scratch *s, size_t bytes);
 
 static inline td_k_matrix td_gpu_matrix(const td_tensor *w)
 {
-    return (td_k_matrix){w->data, w->n, w->k, w->n_tiles, w->k_tiles};
+    return (td_k_matrix){.data = w->data,
+                         .scales = w->scales,
+                         .n = w->n,
+                         .k = w->k,
+                         .n_tiles = w->n_tiles,
+                         .k_tiles = w->k_tiles,
+                         .scale_cols = w->scale_cols,
+                         .format = w->format};
 }
 
 /* weights.c */

@@ -22,48 +22,55 @@ static uint64_t ceil_div(uint64_t a, uint64_t b)
     return (a + b - 1) / b;
 }
 
-static int is_many(uint32_t rows)
+/* Types of a product in the order of list.def. */
+enum product { BB, BM, B8, FB, FF, FM, F8, PRODUCTS };
+
+static enum product product_of(td_dtype act, td_weight_format w)
+{
+    static const uint8_t of[2][TD_WEIGHT_FORMATS] = {
+        {[TD_W_F32] = FF, [TD_W_BF16] = FB, [TD_W_FP8] = F8, [TD_W_MXFP4] = FM},
+        {[TD_W_F32] = FF, [TD_W_BF16] = BB, [TD_W_FP8] = B8, [TD_W_MXFP4] = BM}};
+    return of[act == TD_BF16][w];
+}
+
+/* f32 products are for checks: they have one launch plan. */
+static int is_many(uint32_t rows, enum product type)
 {
     td_gpu_plan p = td_gpu_current_plan();
-    return p == TD_GPU_PLAN_AUTO ? rows > FEW_UP_TO : p == TD_GPU_PLAN_MANY;
+    return type <= B8 && (p == TD_GPU_PLAN_AUTO ? rows > FEW_UP_TO : p == TD_GPU_PLAN_MANY);
 }
 
-/* 0 bb, 1 fb, 2 ff: the order of list.def. */
-static uint32_t type_of(const td_queue *q, const td_tensor *w)
+/* From the first kernel of its family: few of every type, then many of the first three. */
+static kernel_id pick(kernel_id first, int many, enum product type)
 {
-    return w->format == TD_W_F32 ? 2 : q->o.act == TD_BF16 ? 0 : 1;
-}
-
-static kernel_id pick(kernel_id first, int many, uint32_t type)
-{
-    return first + (many ? 3 : 0) + type;
+    return first + (many ? PRODUCTS : 0) + type;
 }
 
 /* The operands' rows in LDS. */
-static size_t lds_of(int many, uint32_t type)
+static size_t lds_of(int many, enum product type)
 {
-    return (size_t)(many ? MANY_ROWS : FEW_ROWS) * CHUNK * (type == 0 ? 2 : 4);
+    return (size_t)(many ? MANY_ROWS : FEW_ROWS) * CHUNK * (type <= B8 ? 2 : 4);
 }
 
-static uint32_t aligned(const void *p, uint32_t stride, uint32_t head)
+static uint32_t aligned(const void *p, uint32_t stride, uint32_t head, uint32_t k)
 {
-    return (uintptr_t)p % 16 == 0 && stride % 4 == 0 && head % 4 == 0;
+    return (uintptr_t)p % 16 == 0 && stride % 4 == 0 && head % 4 == 0 && k % 8 == 0;
 }
 
-static void launch_gemm(td_queue *q, td_k_gemm *a, kernel_id first, uint32_t type, uint32_t rows,
-                        uint64_t tiles_per_wave)
+static void launch_gemm(td_queue *q, td_k_gemm *a, int silu, enum product type, uint32_t rows)
 {
-    int many = is_many(rows);
+    int many = is_many(rows, type);
     uint64_t groups = 0;
     for (uint32_t o = 0; o < a->n_out; o++)
-        groups += ceil_div(a->w[o].n_tiles, WAVES * tiles_per_wave);
-    a->vec = aligned(a->a, a->a_stride, a->a_head);
+        groups += ceil_div(a->w[o].n_tiles, WAVES * (many && !silu ? 2 : 1));
+    a->vec = aligned(a->a, a->a_stride, a->a_head, a->w[0].k);
     uint64_t blocks = ceil_div(rows, many ? MANY_ROWS : FEW_ROWS) * groups * a->n_heads * a->slices;
-    td_gpu_launch(q, pick(first, many, type), blocks, lds_of(many, type), a, sizeof *a);
+    td_gpu_launch(q, pick(silu ? K_gemm_silu_few_bb : K_gemm_few_bb, many, type), blocks,
+                  lds_of(many, type), a, sizeof *a);
 }
 
 /* Outputs whose weights have one type go in one launch. */
-static void gemm_outputs(td_queue *q, const td_step *s, const td_gemm *g, uint32_t type)
+static void gemm_outputs(td_queue *q, const td_step *s, const td_gemm *g, enum product type)
 {
     int silu = g->epilogue == TD_EPI_SILU_MUL;
     td_k_gemm a = {.step = td_gpu_step(q, s),
@@ -76,7 +83,7 @@ static void gemm_outputs(td_queue *q, const td_step *s, const td_gemm *g, uint32
                    .slices = g->epilogue == TD_EPI_PARTIAL ? g->slices : 1,
                    .out_head = g->out_head};
     for (uint32_t o = 0; o < g->n_out; o++) {
-        if (type_of(q, g->w[o]) != type)
+        if (product_of(q->o.act, g->w[o]->format) != type)
             continue;
         a.w[a.n_out] = td_gpu_matrix(g->w[o]);
         a.out[a.n_out] = g->out[o];
@@ -86,8 +93,7 @@ static void gemm_outputs(td_queue *q, const td_step *s, const td_gemm *g, uint32
         return;
     if (silu)
         a.w[1] = td_gpu_matrix(g->w[1]);
-    launch_gemm(q, &a, silu ? K_gemm_silu_few_bb : K_gemm_few_bb, type, s->n_rows,
-                silu || !is_many(s->n_rows) ? 1 : 2);
+    launch_gemm(q, &a, silu, type, s->n_rows);
 }
 
 void td_gpu_gemm(td_queue *q, const td_step *s, const td_gemm *g)
@@ -96,7 +102,7 @@ void td_gpu_gemm(td_queue *q, const td_step *s, const td_gemm *g)
         td_gpu_fail(q, -ENOTSUP);
         return;
     }
-    for (uint32_t type = 0; type < 3; type++)
+    for (enum product type = BB; type < PRODUCTS; type++)
         gemm_outputs(q, s, g, type);
 }
 
@@ -114,7 +120,7 @@ void td_gpu_logits(td_queue *q, const td_step *s, const float *h, const td_tenso
                    .out_stride = {head->n},
                    .of_logits = 1,
                    .error = q->dev_error};
-    launch_gemm(q, &a, K_gemm_few_bb, type_of(q, head), s->n_logits, is_many(s->n_logits) ? 2 : 1);
+    launch_gemm(q, &a, 0, product_of(q->o.act, head->format), s->n_logits);
 }
 
 void td_gpu_route(td_queue *q, const td_step *s, const td_route *r)
@@ -133,8 +139,7 @@ void td_gpu_route(td_queue *q, const td_step *s, const td_route *r)
                    .out = {r->scores},
                    .out_stride = {r->n_experts}};
     /* the router's operand is f32, whatever act is */
-    launch_gemm(q, &g, K_gemm_few_bb, r->w->format == TD_W_F32 ? 2 : 1, s->n_rows,
-                is_many(s->n_rows) ? 2 : 1);
+    launch_gemm(q, &g, 0, product_of(TD_F32, r->w->format), s->n_rows);
     td_k_route a = {.step = g.step,
                     .bias = r->bias->data,
                     .n_experts = r->n_experts,
@@ -212,7 +217,8 @@ static void shared_expert(td_queue *q, const td_step *s, const td_moe *m, uint32
 static void down_and_combine(td_queue *q, const td_step *s, const td_moe *m, td_k_moe *a,
                              uint64_t tiles, int many)
 {
-    uint32_t n = m->down->n, type = type_of(q, m->down), take = m->slices;
+    enum product type = product_of(q->o.act, m->down->format);
+    uint32_t n = m->down->n, take = m->slices;
     size_t slice = (size_t)s->n_rows * m->top_k * n * sizeof(float);
     while (take > 1 && take * slice > EXPERT_OUT_MAX)
         take /= 2;
@@ -222,7 +228,7 @@ static void down_and_combine(td_queue *q, const td_step *s, const td_moe *m, td_
     a->w[0] = td_gpu_matrix(m->down);
     a->a = m->act;
     a->n_slices = take;
-    a->vec = aligned(a->a, a->a_stride, a->inner);
+    a->vec = aligned(a->a, a->a_stride, a->inner, a->w[0].k);
     a->out_stride = n;
     uint64_t groups = ceil_div(a->w[0].n_tiles, WAVES * (many ? 2 : 1));
     td_k_moe_combine c = {.step = a->step,
@@ -243,14 +249,15 @@ static void down_and_combine(td_queue *q, const td_step *s, const td_moe *m, td_
 
 void td_gpu_moe(td_queue *q, const td_step *s, const td_moe *m)
 {
-    uint32_t inner = m->gate->n, type = type_of(q, m->gate);
+    enum product type = product_of(q->o.act, m->gate->format);
+    uint32_t inner = m->gate->n;
     uint32_t act_stride = m->top_k * inner + (m->shared_gate ? m->shared_gate->n : 0);
-    int many = is_many((uint32_t)ceil_div((uint64_t)s->n_rows * m->top_k, m->n_experts));
+    int many = is_many((uint32_t)ceil_div((uint64_t)s->n_rows * m->top_k, m->n_experts), type);
     uint64_t tiles = 0;
     td_k_moe a = {.step = td_gpu_step(q, s),
                   .a = m->a,
                   .a_stride = m->gate->k,
-                  .vec = aligned(m->a, m->gate->k, 0),
+                  .vec = aligned(m->a, m->gate->k, 0, m->gate->k),
                   .round_out = q->o.act == TD_BF16,
                   .top_k = m->top_k,
                   .inner = inner,
@@ -258,7 +265,7 @@ void td_gpu_moe(td_queue *q, const td_step *s, const td_moe *m)
                   .w = {td_gpu_matrix(m->gate), td_gpu_matrix(m->up)},
                   .out = m->act,
                   .out_stride = act_stride};
-    if (m->gate->format != m->up->format) {
+    if (m->gate->format != m->up->format || m->gate->format != m->down->format) {
         td_gpu_fail(q, -ENOTSUP);
         return;
     }

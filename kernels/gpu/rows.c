@@ -13,10 +13,7 @@ enum { ROOM = 16 }; /* LDS of a block's sum */
 
 void td_gpu_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x)
 {
-    td_k_embed a = {.step = td_gpu_step(q, s),
-                    .table = td_gpu_matrix(table),
-                    .bf16 = table->format == TD_W_BF16,
-                    .x = x};
+    td_k_embed a = {.step = td_gpu_step(q, s), .table = td_gpu_matrix(table), .x = x};
     td_gpu_launch(q, K_embed, s->n_rows, 0, &a, sizeof a);
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "kernels/formats.h"
 #include "kernels/gpu/inside.h"
 
 #include "base/banned.h"
@@ -13,9 +14,12 @@
 /* The loader's threads take turns at the device. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static size_t element_bytes(td_weight_format f)
+/* Bytes of a tile. */
+static size_t tile_bytes(td_weight_format f)
 {
-    return f == TD_W_BF16 ? 2 : 4;
+    static const uint8_t bits[TD_WEIGHT_FORMATS] = {
+        [TD_W_F32] = 32, [TD_W_BF16] = 16, [TD_W_FP8] = 8, [TD_W_MXFP4] = 4};
+    return TD_K_TILE * bits[f] / 8u;
 }
 
 static uint32_t tiles_of(uint32_t n, uint32_t size)
@@ -31,25 +35,30 @@ static td_tensor *tensor_new(td_tensor like)
         return NULL;
     *w = like;
     w->data = g->ops->mem_alloc(g, w->bytes);
-    if (!w->data) {
-        free(w);
-        return NULL;
-    }
-    return w;
+    w->scales = w->data && w->scale_bytes ? g->ops->mem_alloc(g, w->scale_bytes) : NULL;
+    if (w->data && (w->scales || !w->scale_bytes))
+        return w;
+    td_gpu_weight_free(w);
+    return NULL;
 }
 
 int td_gpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
                       td_tensor **ret_w)
 {
-    if (format != TD_W_F32 && format != TD_W_BF16)
-        return -ENOTSUP;
     td_tensor like = {.format = format, .slabs = n_slabs, .n = n, .k = k};
+    TD_BUG_ON((unsigned)format >= TD_WEIGHT_FORMATS);
     like.n_tiles = tiles_of(n, TD_K_TILE_N);
     like.k_tiles = tiles_of(k, TD_K_TILE_K);
     size_t tiles = (size_t)like.n_tiles * like.k_tiles;
-    if (__builtin_mul_overflow(tiles * TD_K_TILE * element_bytes(format), (size_t)n_slabs,
-                               &like.bytes))
+    if (__builtin_mul_overflow(tiles * tile_bytes(format), (size_t)n_slabs, &like.bytes))
         return -ENOMEM;
+    if (format == TD_W_MXFP4)
+        like.scale_bytes = n_slabs * tiles * TD_K_TILE_N;
+    if (format == TD_W_FP8) {
+        like.scale_cols = tiles_of(k, TD_FP8_BLOCK);
+        like.scale_bytes =
+            (uint64_t)n_slabs * tiles_of(n, TD_FP8_BLOCK) * like.scale_cols * sizeof(float);
+    }
     td_tensor *w = tensor_new(like);
     if (!w)
         return -ENOMEM;
@@ -98,57 +107,99 @@ static void put(td_weight_format format, void *tiles, size_t at, float f)
     ((uint16_t *)tiles)[at] = (uint16_t)(u >> 16);
 }
 
-/* Rows [first, last) of a tile row: row r of it from source row r - first + src0. */
-static void fill_tiles(const td_tensor *w, const td_weight_src *src, size_t at0, uint32_t first,
-                       uint32_t last, void *tiles)
+/* Row r of a tile row from the source's elements at; k runs on in the layout of TD_K_TILE. */
+static void fill_row(const td_tensor *w, const td_weight_src *src, size_t at, uint32_t r,
+                     uint8_t *tiles)
 {
-    for (uint32_t r = first; r < last; r++) {
-        size_t at = at0 + (size_t)(r - first) * src->n_stride;
-        for (uint32_t k = 0; k < w->k; k++)
-            put(w->format, tiles, (size_t)(k / 32) * TD_K_TILE + (k % 32 / 8 * 16 + r) * 8 + k % 8,
-                element(src, at + k * src->k_stride));
+    const uint8_t *codes = (const uint8_t *)src->base + at;
+    for (uint32_t k = 0; k < w->k; k++) {
+        size_t to = (size_t)(k / 32) * TD_K_TILE + (k % 32 / 8 * 16 + r) * 8 + k % 8;
+        if (w->format == TD_W_FP8)
+            tiles[to] = codes[k];
+        else if (w->format == TD_W_MXFP4)
+            tiles[to / 2] = codes[k / 2]; /* the same byte twice: both elements lie in it */
+        else
+            put(w->format, tiles, to, element(src, at + k * src->k_stride));
     }
 }
 
-/* A tile row is 16 rows of the matrix; one that is not filled at once is read back first. */
-static int fill_tile_row(td_tensor *w, uint32_t slab, uint32_t tile, uint32_t first, uint32_t last,
-                         const td_weight_src *src, size_t at, void *buffer, void *stream)
+/* Bytes on their way to the device. */
+typedef struct stage {
+    void *stream;
+    uint8_t *buffer;
+} stage;
+
+/* What a tile row holds already is read back before more of its rows are filled. */
+static int begin_part(const stage *st, const void *dst, size_t bytes, int partly)
 {
     td_gpu *g = td_gpu_device();
-    size_t bytes = (size_t)w->k_tiles * TD_K_TILE * element_bytes(w->format);
-    char *dst = (char *)w->data + ((size_t)slab * w->n_tiles + tile) * bytes;
-    memset(buffer, 0, bytes);
-    int r = 0;
-    if (first > 0) {
-        r = g->ops->download(g, stream, buffer, dst, bytes);
-        r = r < 0 ? r : g->ops->stream_wait(g, stream);
+    memset(st->buffer, 0, bytes);
+    if (!partly)
+        return 0;
+    int r = g->ops->download(g, st->stream, st->buffer, dst, bytes);
+    return r < 0 ? r : g->ops->stream_wait(g, st->stream);
+}
+
+/* Rows n.. of the matrix become rows n mod 16 .. last of their tile row. */
+static int fill_tile_row(td_tensor *w, uint32_t slab, uint32_t n, uint32_t last,
+                         const td_weight_src *src, size_t at, const stage *st)
+{
+    td_gpu *g = td_gpu_device();
+    uint32_t first = n % TD_K_TILE_N, groups = w->k / TD_MX_GROUP;
+    size_t row = (size_t)slab * w->n_tiles + n / TD_K_TILE_N,
+           bytes = w->k_tiles * tile_bytes(w->format);
+    char *dst = (char *)w->data + row * bytes;
+    int r = begin_part(st, dst, bytes, first > 0);
+    for (uint32_t i = first; i < last; i++)
+        fill_row(w, src, at + (size_t)(i - first) * src->n_stride, i, st->buffer);
+    r = r < 0 ? r : g->ops->upload(g, st->stream, dst, st->buffer, bytes);
+    if (r < 0 || w->format != TD_W_MXFP4)
+        return r;
+    bytes = (size_t)w->k_tiles * TD_K_TILE_N;
+    dst = (char *)w->scales + row * bytes;
+    r = begin_part(st, dst, bytes, first > 0);
+    for (uint32_t i = first; i < last; i++) {
+        const uint8_t *scales = (const uint8_t *)src->scales + (size_t)(n + i - first) * groups;
+        for (uint32_t k = 0; k < groups; k++)
+            st->buffer[k * TD_K_TILE_N + i] = scales[k];
     }
-    fill_tiles(w, src, at, first, last, buffer);
-    return r < 0 ? r : g->ops->upload(g, stream, dst, buffer, bytes);
+    return r < 0 ? r : g->ops->upload(g, st->stream, dst, st->buffer, bytes);
+}
+
+static int fill_rows(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
+                     const td_weight_src *src, const stage *st)
+{
+    td_gpu *g = td_gpu_device();
+    int r = 0;
+    for (uint32_t n = n0; r >= 0 && n < n0 + n_rows;) {
+        uint32_t first = n % TD_K_TILE_N, last = TD_K_TILE_N;
+        if (n0 + n_rows - n < last - first)
+            last = first + n0 + n_rows - n;
+        size_t at = slab * src->slab_stride + (size_t)(n - n0) * src->n_stride;
+        r = fill_tile_row(w, slab, n, last, src, at, st);
+        n += last - first;
+    }
+    if (w->format == TD_W_FP8 && r >= 0) {
+        size_t bytes = w->scale_bytes / w->slabs;
+        r = g->ops->upload(g, st->stream, (char *)w->scales + slab * bytes, src->scales, bytes);
+    }
+    return r < 0 ? r : g->ops->stream_wait(g, st->stream);
 }
 
 void td_gpu_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
                         const td_weight_src *src)
 {
-    TD_BUG_ON(slab >= w->slabs || n0 + n_rows > w->n || src->dtype > TD_F16);
+    int quantised = w->format == TD_W_FP8 || w->format == TD_W_MXFP4;
+    TD_BUG_ON(slab >= w->slabs || n0 + n_rows > w->n);
+    TD_BUG_ON(quantised ? !src->scales : src->dtype > TD_F16);
     TD_BUG_ON(w->format == TD_W_BF16 && src->dtype != TD_BF16);
     pthread_mutex_lock(&lock);
     td_gpu *g = td_gpu_device();
-    void *stream = NULL;
-    void *buffer = malloc((size_t)w->k_tiles * TD_K_TILE * element_bytes(w->format));
-    int r = buffer ? g->ops->stream_new(g, &stream) : -ENOMEM;
-    for (uint32_t n = n0; r >= 0 && n < n0 + n_rows;) {
-        uint32_t tile = n / TD_K_TILE_N, first = n % TD_K_TILE_N, last = TD_K_TILE_N;
-        if (n0 + n_rows - n < last - first)
-            last = first + n0 + n_rows - n;
-        size_t at = slab * src->slab_stride + (size_t)(n - n0) * src->n_stride;
-        r = fill_tile_row(w, slab, tile, first, last, src, at, buffer, stream);
-        n += last - first;
-    }
-    if (stream && r >= 0)
-        r = g->ops->stream_wait(g, stream);
-    g->ops->stream_free(g, stream);
-    free(buffer);
+    stage st = {.buffer = malloc(w->k_tiles * tile_bytes(TD_W_F32))};
+    int r = st.buffer ? g->ops->stream_new(g, &st.stream) : -ENOMEM;
+    r = r < 0 ? r : fill_rows(w, slab, n0, n_rows, src, &st);
+    g->ops->stream_free(g, st.stream);
+    free(st.buffer);
     pthread_mutex_unlock(&lock);
     TD_BUG_ON(r < 0); /* a device that fails while loading has no way to say so here */
 }
@@ -181,10 +232,11 @@ void td_gpu_weight_free(td_tensor *w)
         return;
     td_gpu *g = td_gpu_device();
     g->ops->mem_free(g, w->data);
+    g->ops->mem_free(g, w->scales);
     free(w);
 }
 
 uint64_t td_gpu_weight_bytes(const td_tensor *w)
 {
-    return w->bytes;
+    return w->bytes + w->scale_bytes;
 }

@@ -22,15 +22,17 @@ enum {
     TD_K_CHOSEN_MAX = 64
 };
 
+/* FP8: a byte an element; scales f32 [slab][ceil(N/128)][scale_cols = ceil(K/128)].
+ * MXFP4: two elements a byte, the even one low; scales e8m0 [slab][N/16][K/32][16]. */
 typedef struct td_k_matrix {
-    const void *data;
-    uint32_t n, k, n_tiles, k_tiles;
+    const void *data, *scales;
+    uint32_t n, k, n_tiles, k_tiles, scale_cols;
+    uint32_t format; /* td_weight_format */
 } td_k_matrix;
 
 typedef struct td_k_embed {
     const td_step *step;
     td_k_matrix table;
-    uint32_t bf16;
     float *x;
 } td_k_embed;
 

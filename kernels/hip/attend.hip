@@ -42,7 +42,7 @@ K_DEV attend_place attend_find(const td_k_attend &a)
 
 K_DEV uint32_t list_length(const td_k_attend &a, uint32_t t)
 {
-    return a.selected ? a.n_selected[t] : a.step->positions[t] + 1;
+    return a.selected ? a.n_selected[t] : k_global(a.step->positions)[t] + 1;
 }
 
 template <class T> struct attend_lds {
@@ -90,10 +90,11 @@ K_DEV void find_rows(const td_k_attend &a, uint32_t t, uint32_t r0, uint32_t n, 
         if (i >= n)
             continue;
         uint32_t pos = a.selected ? a.selected[(size_t)t * a.topk + r0 + i] : r0 + i;
-        uint32_t block = s->tables[(size_t)s->seq_of[t] * s->table_stride + pos / 64];
-        rows[i] =
-            reinterpret_cast<const T *>(s->kv_base + block * s->block_bytes + a.layer_offset) +
-            (size_t)(pos % 64) * a.row_elems;
+        uint32_t block =
+            k_global(s->tables)[(size_t)k_global(s->seq_of)[t] * s->table_stride + pos / 64];
+        rows[i] = reinterpret_cast<const T *>(k_global(s->kv_base) + block * s->block_bytes +
+                                              a.layer_offset) +
+                  (size_t)(pos % 64) * a.row_elems;
     }
 }
 
@@ -104,7 +105,7 @@ K_DEV void scores(const td_k_attend &a, uint32_t group, uint32_t key_tiles, cons
     const T *row[FRAG_ROWS];
     K_UNROLL
     for (uint32_t i = 0; i < FRAG_ROWS; i++) {
-        row[i] = l.rows[k_wave() * 16 + tile_row(k_lane(), i)];
+        row[i] = k_global(l.rows[k_wave() * 16 + tile_row(k_lane(), i)]);
         if (row[i])
             row[i] += a.key_at + (size_t)group * a.group_step;
     }
@@ -167,7 +168,7 @@ K_DEV void stage_values(const td_k_attend &a, uint32_t group, uint32_t half, uin
 {
     for (uint32_t u = k_tid(); u < 32 * VALUE_COLS / 8; u += K_THREADS) {
         uint32_t rank = u / (VALUE_COLS / 8), col = u % (VALUE_COLS / 8) * 8;
-        const T *row = l.rows[half * 32 + rank];
+        const T *row = k_global(l.rows[half * 32 + rank]);
         k_vec8<T> x = k_zero8<T>();
         if (row)
             x = k_load8(row + a.value_at + (size_t)group * a.group_step, col0 + col, a.value_dims,
@@ -195,6 +196,7 @@ K_DEV void add_values(const td_k_attend &a, uint32_t group, const attend_lds<T> 
             K_UNROLL
         for (uint32_t r = 0; r < ACC; r++)
             o[trip][i].v[r] *= alpha[r];
+        K_KEEP_LOOP
         for (uint32_t half = 0; half < TILE / 32; half++) {
             k_sync();
             stage_values(a, group, half, trip * VALUE_COLS, l);

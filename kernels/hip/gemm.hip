@@ -4,8 +4,8 @@
  * memory into registers, once. K plan (numerics, rules 1 and 2): matrix steps of 32 k in order,
  * blocks of TD_KPLAN_GEMM_BLOCK k from zero, blocks added left to right; the same for every tile
  * shape. */
+#include "kernels/hip/formats.hpp"
 #include "kernels/hip/math.hpp"
-#include "kernels/hip/tile.hpp"
 
 enum {
     CHUNK = 64, /* k of a trip through LDS */
@@ -20,7 +20,8 @@ template <class CT, class WT, int MT, int NB> struct gemm_core {
     static const uint32_t EACH = (UNITS + K_THREADS - 1) / K_THREADS;
 
     const float *rows[EACH]; /* of this thread's units; NULL: no such row */
-    const WT *weights[NB];   /* at the tile of k = 0; NULL: no such tile */
+    weight_row<WT> weights[NB];
+    typedef typename weight_row<WT>::raw raw;
     k_acc sum[MT][NB], part[MT][NB];
     k_vec8<CT> next[EACH];
     uint32_t k, vec, round_a;
@@ -69,63 +70,81 @@ template <class CT, class WT, int MT, int NB> struct gemm_core {
         }
     }
 
-    K_DEV_MEMBER void fetch_weights(uint32_t k0, uint32_t k1,
-                                    k_frag<WT> (&w)[CHUNK_STEPS][NB]) const
+    K_DEV_MEMBER void fetch_weights(uint32_t at, uint32_t end, raw (&w)[CHUNK_STEPS][NB]) const
     {
         K_UNROLL
         for (int s = 0; s < CHUNK_STEPS; s++)
             K_UNROLL
         for (int b = 0; b < NB; b++)
-            if (weights[b] && k0 + s * TD_K_TILE_K < k1)
-                w[s][b] = tile_load(weights[b] + (size_t)(k0 / TD_K_TILE_K + s) * TD_K_TILE);
+            if (weights[b].tiles && at + s * TD_K_TILE_K < end)
+                w[s][b] = weights[b].load(at / TD_K_TILE_K + s);
+    }
+
+    /* Where the chunk that begins at ends: none crosses a block of FP8 scales. */
+    K_DEV_MEMBER static uint32_t chunk_end(uint32_t at, uint32_t k1)
+    {
+        uint32_t end = (weight_row<WT>::CHUNK_SCALE ? at / CHUNK * CHUNK : at) + CHUNK;
+        return end < k1 ? end : k1;
     }
 
     /* Add [k0, k1) of the rows times the weights into sum; k0 is a multiple of 32. */
     K_DEV_MEMBER void run(uint32_t k0, uint32_t k1, CT *lds)
     {
-        k_frag<WT> w[CHUNK_STEPS][NB];
-        fetch(k0, k1);
-        for (uint32_t at = k0, n = 0; at < k1; at += CHUNK, n++) {
+        raw w[CHUNK_STEPS][NB];
+        fetch(k0, chunk_end(k0, k1));
+        for (uint32_t at = k0, n = 0; at < k1; n++) {
+            uint32_t end = chunk_end(at, k1);
             k_sync();
             put(lds);
-            fetch_weights(at, k1, w);
+            fetch_weights(at, end, w);
             k_sync();
-            if (at + CHUNK < k1)
-                fetch(at + CHUNK, k1);
-            multiply(at, k1, w, lds);
-            if (n % BLOCK_CHUNKS == BLOCK_CHUNKS - 1 || at + CHUNK >= k1)
-                close_block();
+            if (end < k1)
+                fetch(end, chunk_end(end, k1));
+            multiply(at, end, w, lds);
+            if (weight_row<WT>::CHUNK_SCALE || n % BLOCK_CHUNKS == BLOCK_CHUNKS - 1 || end >= k1)
+                close_block(at);
+            at = end;
         }
     }
 
-    K_DEV_MEMBER void multiply(uint32_t at, uint32_t k1, const k_frag<WT> (&w)[CHUNK_STEPS][NB],
+    K_DEV_MEMBER void multiply(uint32_t at, uint32_t end, const raw (&w)[CHUNK_STEPS][NB],
                                const CT *lds)
     {
         K_UNROLL
         for (int s = 0; s < CHUNK_STEPS; s++) {
-            if (at + s * TD_K_TILE_K >= k1)
+            if (at + s * TD_K_TILE_K >= end)
                 continue;
+            k_frag<CT> y[NB];
+            K_UNROLL
+            for (int b = 0; b < NB; b++)
+                y[b] = weight_row<WT>::template operand<CT>(w[s][b]);
             K_UNROLL
             for (int m = 0; m < MT; m++) {
                 k_frag<CT> a = tile_load(lds + (s * MT + m) * TD_K_TILE);
                 K_UNROLL
                 for (int b = 0; b < NB; b++)
-                    if (weights[b])
-                        part[m][b] = k_mma(a, k_convert<CT>(w[s][b]), part[m][b]);
+                    if (weights[b].tiles)
+                        part[m][b] = k_mma(a, y[b], part[m][b]);
             }
         }
     }
 
-    K_DEV_MEMBER void close_block()
+    /* A block's sum joins; FP8: times the scale of the block that at lies in. */
+    K_DEV_MEMBER void close_block(uint32_t at)
     {
         K_UNROLL
-        for (int m = 0; m < MT; m++)
-            K_UNROLL
         for (int b = 0; b < NB; b++) {
+            if (!weights[b].tiles)
+                continue;
+            float scale = weights[b].scale_at(at);
             K_UNROLL
-            for (int r = 0; r < ACC; r++)
-                sum[m][b].v[r] += part[m][b].v[r];
-            part[m][b] = acc_zero();
+            for (int m = 0; m < MT; m++) {
+                K_UNROLL
+                for (int r = 0; r < ACC; r++)
+                    sum[m][b].v[r] +=
+                        weight_row<WT>::CHUNK_SCALE ? part[m][b].v[r] * scale : part[m][b].v[r];
+                part[m][b] = acc_zero();
+            }
         }
     }
 
@@ -136,21 +155,13 @@ template <class CT, class WT, int MT, int NB> struct gemm_core {
         for (int m = 0; m < MT; m++)
             K_UNROLL
         for (int b = 0; b < NB; b++)
-            if (weights[b]) {
+            if (weights[b].tiles) {
                 K_UNROLL
                 for (int r = 0; r < ACC; r++)
                     put_one(m, b, m * 16 + acc_row(k_lane(), r), acc_col(k_lane(), r), r);
             }
     }
 };
-
-template <class WT> K_DEV const WT *weight_tile(const td_k_matrix &w, uint32_t slab, uint32_t tile)
-{
-    if (tile >= w.n_tiles)
-        return nullptr;
-    return static_cast<const WT *>(w.data) +
-           ((size_t)slab * w.n_tiles + tile) * w.k_tiles * TD_K_TILE;
-}
 
 K_DEV uint32_t k_ceil_div(uint32_t a, uint32_t b)
 {
@@ -185,7 +196,7 @@ template <class C> K_DEV void gemm_rows(C &core, const td_k_gemm &a, uint32_t n,
         uint32_t row = p.m0 * C::ROWS + C::unit_row(e);
         bool have = C::unit_row(e) < C::ROWS && row < n;
         if (have && a.of_logits)
-            row = a.step->logit_rows[row];
+            row = k_global(a.step->logit_rows)[row];
         core.rows[e] = have ? a.a + (size_t)row * a.a_stride + (size_t)p.head * a.a_head : nullptr;
     }
 }
@@ -204,7 +215,7 @@ template <class CT, class WT, int MT, int NB> K_DEV void gemm_plain(const td_k_g
     uint32_t tile0 = (p.group * K_WAVES + k_wave()) * NB;
     K_UNROLL
     for (int b = 0; b < NB; b++)
-        core.weights[b] = weight_tile<WT>(a.w[o], p.head, tile0 + b);
+        core.weights[b].find(a.w[o], p.head, tile0 + b);
     uint32_t k = a.w[o].k, step = a.slices > 1 ? k / a.slices : k;
     core.run(p.slice * step, p.slice * step + step, k_lds<CT>());
     float *out = a.out[o] + (size_t)p.head * a.out_head + (size_t)p.slice * n * a.out_stride[o];
@@ -231,8 +242,8 @@ template <class CT, class WT, int MT> K_DEV void gemm_silu(const td_k_gemm &a)
         gemm_find(k_block(), k_ceil_div(n, core.ROWS), k_ceil_div(a.w[0].n_tiles, K_WAVES), 1);
     gemm_rows(core, a, n, p);
     uint32_t tile = p.group * K_WAVES + k_wave();
-    core.weights[0] = weight_tile<WT>(a.w[0], 0, tile);
-    core.weights[1] = weight_tile<WT>(a.w[1], 0, tile);
+    core.weights[0].find(a.w[0], 0, tile);
+    core.weights[1].find(a.w[1], 0, tile);
     core.run(0, a.w[0].k, k_lds<CT>());
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
         row += p.m0 * core.ROWS;
@@ -287,8 +298,8 @@ template <class CT, class WT, int MT> K_DEV void moe_up(const td_k_moe &a)
         return;
     moe_rows(core, a, p, false);
     uint32_t tile = k_block() % groups * K_WAVES + k_wave();
-    core.weights[0] = weight_tile<WT>(a.w[0], p.expert, tile);
-    core.weights[1] = weight_tile<WT>(a.w[1], p.expert, tile);
+    core.weights[0].find(a.w[0], p.expert, tile);
+    core.weights[1].find(a.w[1], p.expert, tile);
     core.run(0, a.w[0].k, k_lds<CT>());
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
         col += tile * 16;
@@ -313,7 +324,7 @@ template <class CT, class WT, int MT, int NB> K_DEV void moe_down(const td_k_moe
     uint32_t tile0 = (group * K_WAVES + k_wave()) * NB;
     K_UNROLL
     for (int b = 0; b < NB; b++)
-        core.weights[b] = weight_tile<WT>(a.w[0], p.expert, tile0 + b);
+        core.weights[b].find(a.w[0], p.expert, tile0 + b);
     uint32_t step = a.w[0].k / a.slices;
     core.run(slice * step, slice * step + step, k_lds<CT>());
     float *out = a.out + (size_t)(slice - a.slice0) * a.step->n_rows * a.top_k * a.out_stride;
@@ -324,40 +335,48 @@ template <class CT, class WT, int MT, int NB> K_DEV void moe_down(const td_k_moe
     });
 }
 
-#define GEMM_KERNELS(suffix, CT, WT)                                                               \
+#define FEW_KERNELS(suffix, CT, WT)                                                                \
     K_KERNEL(gemm_few_##suffix, td_k_gemm)                                                         \
     {                                                                                              \
         gemm_plain<CT, WT, 1, 1>(a);                                                               \
-    }                                                                                              \
-    K_KERNEL(gemm_many_##suffix, td_k_gemm)                                                        \
-    {                                                                                              \
-        gemm_plain<CT, WT, 4, 2>(a);                                                               \
     }                                                                                              \
     K_KERNEL(gemm_silu_few_##suffix, td_k_gemm)                                                    \
     {                                                                                              \
         gemm_silu<CT, WT, 1>(a);                                                                   \
     }                                                                                              \
-    K_KERNEL(gemm_silu_many_##suffix, td_k_gemm)                                                   \
-    {                                                                                              \
-        gemm_silu<CT, WT, 4>(a);                                                                   \
-    }                                                                                              \
     K_KERNEL(moe_up_few_##suffix, td_k_moe)                                                        \
     {                                                                                              \
         moe_up<CT, WT, 1>(a);                                                                      \
     }                                                                                              \
-    K_KERNEL(moe_up_many_##suffix, td_k_moe)                                                       \
-    {                                                                                              \
-        moe_up<CT, WT, 4>(a);                                                                      \
-    }                                                                                              \
     K_KERNEL(moe_down_few_##suffix, td_k_moe)                                                      \
     {                                                                                              \
         moe_down<CT, WT, 1, 1>(a);                                                                 \
+    }
+#define MANY_KERNELS(suffix, CT, WT)                                                               \
+    K_KERNEL(gemm_many_##suffix, td_k_gemm)                                                        \
+    {                                                                                              \
+        gemm_plain<CT, WT, 4, 2>(a);                                                               \
+    }                                                                                              \
+    K_KERNEL(gemm_silu_many_##suffix, td_k_gemm)                                                   \
+    {                                                                                              \
+        gemm_silu<CT, WT, 4>(a);                                                                   \
+    }                                                                                              \
+    K_KERNEL(moe_up_many_##suffix, td_k_moe)                                                       \
+    {                                                                                              \
+        moe_up<CT, WT, 4>(a);                                                                      \
     }                                                                                              \
     K_KERNEL(moe_down_many_##suffix, td_k_moe)                                                     \
     {                                                                                              \
         moe_down<CT, WT, 4, 2>(a);                                                                 \
     }
 
-GEMM_KERNELS(bb, k_bf16, k_bf16)
-GEMM_KERNELS(fb, float, k_bf16)
-GEMM_KERNELS(ff, float, float)
+FEW_KERNELS(bb, k_bf16, k_bf16)
+FEW_KERNELS(bm, k_bf16, k_mx)
+FEW_KERNELS(b8, k_bf16, k_fp8)
+FEW_KERNELS(fb, float, k_bf16)
+FEW_KERNELS(ff, float, float)
+FEW_KERNELS(fm, float, k_mx)
+FEW_KERNELS(f8, float, k_fp8)
+MANY_KERNELS(bb, k_bf16, k_bf16)
+MANY_KERNELS(bm, k_bf16, k_mx)
+MANY_KERNELS(b8, k_bf16, k_fp8)

@@ -8,9 +8,9 @@ template <class T> K_DEV void index_score(const td_k_index &a)
 {
     uint32_t row = k_block() / a.n_blocks, t = a.row0 + row, p0 = k_block() % a.n_blocks * 64;
     const td_step *s = a.step;
-    if (t >= s->n_rows || s->positions[t] < a.topk || p0 > s->positions[t])
+    if (t >= s->n_rows || k_global(s->positions)[t] < a.topk || p0 > k_global(s->positions)[t])
         return; /* everything is selected, or the keys lie in the future */
-    uint32_t n = s->positions[t] + 1 - p0, steps = (a.dims + 31) / 32;
+    uint32_t n = k_global(s->positions)[t] + 1 - p0, steps = (a.dims + 31) / 32;
     uint32_t head_tiles = (a.n_heads + 15) / 16;
     float *sums = k_lds<float>(); /* [heads][64] */
     T *q = reinterpret_cast<T *>(sums + (size_t)head_tiles * 16 * 64);
@@ -21,9 +21,10 @@ template <class T> K_DEV void index_score(const td_k_index &a)
         q[(head / 16 * steps + d / 32) * TD_K_TILE + tile_at(head % 16, d % 32)] = k_cast<T>::of(x);
     }
     k_sync();
-    uint32_t block = s->tables[(size_t)s->seq_of[t] * s->table_stride + p0 / 64];
+    uint32_t block =
+        k_global(s->tables)[(size_t)k_global(s->seq_of)[t] * s->table_stride + p0 / 64];
     const T *keys =
-        reinterpret_cast<const T *>(s->kv_base + block * s->block_bytes + a.layer_offset);
+        reinterpret_cast<const T *>(k_global(s->kv_base) + block * s->block_bytes + a.layer_offset);
     for (uint32_t ht = 0; ht < head_tiles; ht++) {
         k_acc c = acc_zero();
         for (uint32_t kt = 0; kt < steps; kt++) {
@@ -193,7 +194,7 @@ K_KERNEL(index_pick, td_k_index)
     if (t >= a.step->n_rows)
         return;
     pick_lds *l = k_lds<pick_lds>();
-    uint32_t n = a.step->positions[t] + 1, *out = a.selected + (size_t)t * a.topk;
+    uint32_t n = k_global(a.step->positions)[t] + 1, *out = a.selected + (size_t)t * a.topk;
     if (n <= a.topk) {
         for (uint32_t i = k_tid(); i < n; i += K_THREADS)
             out[i] = i;

@@ -1,14 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Row work: embedding, residual and norm, joining of slices, the rows that enter the pool. A block
  * has one row. */
-#include "kernels/hip/tile.hpp"
+#include "kernels/hip/formats.hpp"
 
 /* Element k of row n of a matrix in tiles. */
-K_DEV float matrix_at(const td_k_matrix &w, bool bf16, uint32_t n, uint32_t k)
+K_DEV float matrix_at(const td_k_matrix &w, uint32_t n, uint32_t k)
 {
-    size_t at = ((size_t)(n / 16) * w.k_tiles + k / 32) * TD_K_TILE + tile_at(n % 16, k % 32);
-    return bf16 ? k_to_f32(static_cast<const k_bf16 *>(w.data)[at])
-                : static_cast<const float *>(w.data)[at];
+    size_t tile = (size_t)(n / 16) * w.k_tiles + k / 32,
+           at = tile * TD_K_TILE + tile_at(n % 16, k % 32);
+    const uint8_t *bytes = static_cast<const uint8_t *>(w.data);
+    if (w.format == TD_W_F32)
+        return static_cast<const float *>(w.data)[at];
+    if (w.format == TD_W_BF16)
+        return k_to_f32(static_cast<const k_bf16 *>(w.data)[at]);
+    if (w.format == TD_W_MXFP4)
+        return k_mx_value(bytes[at / 2] >> (at % 2 * 4),
+                          static_cast<const uint8_t *>(w.scales)[tile * 16 + n % 16]);
+    return k_e4m3_value(bytes[at]) *
+           static_cast<const float *>(w.scales)[(size_t)(n / 128) * w.scale_cols + k / 128];
 }
 
 K_KERNEL(embed, td_k_embed)
@@ -16,9 +25,9 @@ K_KERNEL(embed, td_k_embed)
     uint32_t t = k_block();
     if (t >= a.step->n_rows)
         return;
-    uint32_t id = a.step->ids[t], k = a.table.k;
+    uint32_t id = k_global(a.step->ids)[t], k = a.table.k;
     for (uint32_t i = k_tid(); i < k; i += K_THREADS)
-        a.x[(size_t)t * k + i] = matrix_at(a.table, a.bf16, id, i);
+        a.x[(size_t)t * k + i] = matrix_at(a.table, id, i);
 }
 
 K_KERNEL(add_norm, td_k_add_norm)
@@ -70,9 +79,10 @@ K_KERNEL(reduce_slices, td_k_reduce)
 template <class T>
 K_DEV T *own_row(const td_step *s, uint32_t t, uint64_t layer_offset, uint32_t row_elems)
 {
-    uint32_t pos = s->positions[t],
-             block = s->tables[(size_t)s->seq_of[t] * s->table_stride + pos / 64];
-    return reinterpret_cast<T *>(s->kv_base + block * s->block_bytes + layer_offset) +
+    uint32_t pos = k_global(s->positions)[t],
+             block =
+                 k_global(s->tables)[(size_t)k_global(s->seq_of)[t] * s->table_stride + pos / 64];
+    return reinterpret_cast<T *>(k_global(s->kv_base) + block * s->block_bytes + layer_offset) +
            (size_t)(pos % 64) * row_elems;
 }
 
@@ -127,8 +137,9 @@ K_KERNEL(mla_write, td_k_mla_write)
     if (t >= a.step->n_rows)
         return;
     uint32_t pairs = a.rope_dims / 2, width = a.latent + a.rope_dims;
-    const float *cos = a.step->rope_cos + (size_t)t * pairs,
-                *sin = a.step->rope_sin + (size_t)t * pairs, *src = a.kv_a + (size_t)t * width;
+    const float *cos = k_global(a.step->rope_cos) + (size_t)t * pairs,
+                *sin = k_global(a.step->rope_sin) + (size_t)t * pairs,
+                *src = a.kv_a + (size_t)t * width;
     void *row = own_row_of(a.step, t, a.layer_offset, width, a.bf16);
     float sum = 0.0f;
     for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS)
@@ -156,8 +167,9 @@ K_KERNEL(index_write, td_k_index_write)
         return;
     float *room = k_lds<float>(), *y = room + K_WAVES;
     uint32_t pairs = a.rope_dims / 2;
-    const float *cos = a.step->rope_cos + (size_t)t * pairs,
-                *sin = a.step->rope_sin + (size_t)t * pairs, *src = a.k + (size_t)t * a.dims;
+    const float *cos = k_global(a.step->rope_cos) + (size_t)t * pairs,
+                *sin = k_global(a.step->rope_sin) + (size_t)t * pairs,
+                *src = a.k + (size_t)t * a.dims;
     void *row = own_row_of(a.step, t, a.layer_offset, a.dims, a.bf16);
     float sum = 0.0f;
     for (uint32_t i = k_tid(); i < a.dims; i += K_THREADS)
@@ -210,8 +222,8 @@ K_KERNEL(gqa_write, td_k_gqa_write)
     if (t >= a.step->n_rows)
         return;
     uint32_t dims = a.dims, kv = a.n_kv_heads;
-    const float *cos = a.step->rope_cos + (size_t)t * (a.rope_dims / 2),
-                *sin = a.step->rope_sin + (size_t)t * (a.rope_dims / 2);
+    const float *cos = k_global(a.step->rope_cos) + (size_t)t * (a.rope_dims / 2),
+                *sin = k_global(a.step->rope_sin) + (size_t)t * (a.rope_dims / 2);
     void *row = own_row_of(a.step, t, a.layer_offset, 2 * kv * dims, a.bf16);
     float *y = k_lds<float>() + (size_t)k_wave() * dims;
     for (uint32_t h = k_wave(); h < kv; h += K_WAVES) {

@@ -15,6 +15,7 @@
 #define K_DEV  static inline
 #define K_DEV_MEMBER
 #define K_UNROLL
+#define K_KEEP_LOOP
 /* The emulation calls kernels through one pointer type. */
 #define K_KERNEL(name, T)                                                                          \
     static void name##_body(const T &a);                                                           \
@@ -111,6 +112,7 @@ K_DEV unsigned k_popcount(uint64_t v)
 #define K_DEV             static __device__ __forceinline__
 #define K_DEV_MEMBER      __device__ __forceinline__
 #define K_UNROLL          _Pragma("unroll")
+#define K_KEEP_LOOP       _Pragma("unroll 1")
 #define K_KERNEL(name, T) extern "C" __global__ void __launch_bounds__(4 * K_WAVE) name(const T a)
 
 extern __shared__ __align__(16) unsigned char k_lds_bytes[];
@@ -174,6 +176,7 @@ K_DEV unsigned k_popcount(uint64_t v)
 #define K_DEV        static __attribute__((device)) inline __attribute__((always_inline))
 #define K_DEV_MEMBER __attribute__((device)) __attribute__((always_inline))
 #define K_UNROLL     _Pragma("unroll")
+#define K_KEEP_LOOP  _Pragma("unroll 1")
 #define K_KERNEL(name, T)                                                                          \
     extern "C" __attribute__((global))                                                             \
     __attribute__((amdgpu_flat_work_group_size(4 * K_WAVE, 4 * K_WAVE))) void                      \
@@ -242,6 +245,21 @@ K_DEV unsigned k_popcount(uint64_t v)
 #endif
 
 enum { K_WAVES = 4, K_THREADS = K_WAVES * K_WAVE };
+
+/* A pointer that lies in memory: read it as one to device memory, so that loads through it are
+ * global ones; the compiler cannot know that it does not point to LDS. */
+#if defined(__AMDGCN__)
+template <class T> K_DEV T *k_global(T *const &p)
+{
+    typedef __attribute__((address_space(1))) T *global;
+    return (T *)*reinterpret_cast<const global *>(&p);
+}
+#else
+template <class T> K_DEV T *k_global(T *p)
+{
+    return p;
+}
+#endif
 
 K_DEV unsigned k_wave()
 {

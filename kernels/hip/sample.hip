@@ -198,7 +198,13 @@ K_DEV void walk(sample_lds *l, const td_k_draw &r)
 
 K_KERNEL(sample, td_k_sample)
 {
-    td_k_draw r = a.rows[k_block()];
+    const td_k_draw &from = a.rows[k_block()];
+    td_k_draw r = from;
+    r.logits = k_global(from.logits);
+    r.edits = k_global(from.edits);
+    r.id = k_global(from.id);
+    r.x = k_global(from.x);
+    r.w = k_global(from.w);
     sample_lds *l = k_lds<sample_lds>();
     edit_logits(r);
     uint32_t best = greatest(l, r);

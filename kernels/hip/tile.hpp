@@ -27,9 +27,14 @@ K_DEV float k_to_f32(k_bf16 b)
 /* To nearest even; NaN stays NaN. */
 K_DEV k_bf16 k_to_bf16(float f)
 {
-    uint32_t u = k_bits(f), r = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
     k_bf16 b;
+#if defined(__AMDGCN__) /* one instruction on gfx950 */
+    __bf16 h = (__bf16)f;
+    __builtin_memcpy(&b, &h, 2);
+#else
+    uint32_t u = k_bits(f), r = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
     b.u = (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16 | 0x40) : r);
+#endif
     return b;
 }
 
@@ -75,13 +80,16 @@ template <class T> K_DEV k_vec8<T> k_zero8()
     return y;
 }
 
-/* Elements [at, at + 8) of a row of n; what lies behind its end is 0. vec: 16-byte loads. */
+/* Elements [at, at + 8) of a row of n; what lies behind its end is 0. vec (the same in every lane):
+ * n is a multiple of 8 and the row lies on 16 bytes. */
 template <class T> K_DEV k_vec8<T> k_load8(const T *row, uint32_t at, uint32_t n, bool vec)
 {
-    if (vec && at + 8 <= n)
-        return *reinterpret_cast<const k_vec8<T> *>(row + at);
     k_vec8<T> y = k_zero8<T>();
-    K_UNROLL
+    if (vec) {
+        if (at < n)
+            y = *reinterpret_cast<const k_vec8<T> *>(row + at);
+        return y;
+    }
     for (uint32_t i = 0; i < 8; i++)
         if (at + i < n)
             y.v[i] = row[at + i];

@@ -14,10 +14,10 @@ set_tests_properties(test_gpu_driver PROPERTIES ENVIRONMENT "LD_LIBRARY_PATH=${f
 
 # The GPU backend in the emulation: the kernel tests once more (test_kernels_X as emu_kernels_X), and tests of its own.
 if(TARGET td_emu)
-    foreach(t kernels_attend kernels_gemm kernels_index kernels_moe ops)
+    foreach(t kernels_attend kernels_gemm kernels_index kernels_moe ops engine)
         set(source ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c)
-        if(t STREQUAL ops)
-            set(source ${CMAKE_CURRENT_LIST_DIR}/emu_ops.c)
+        if(NOT EXISTS ${source})
+            set(source ${CMAKE_CURRENT_LIST_DIR}/emu_${t}.c)
         endif()
         add_executable(emu_${t} ${source})
         target_compile_definitions(emu_${t} PRIVATE TD_TEST_EMU TD_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
