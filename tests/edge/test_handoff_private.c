@@ -66,6 +66,8 @@ static int take(void *socket, message *msg)
 
 static void give(void *socket, message *msg, uint32_t from)
 {
+    for (uint32_t i = 0; i < from; i++)
+        zmq_msg_close(&msg->part[i]);
     for (uint32_t i = from; i < msg->n; i++)
         assert_true(zmq_msg_send(&msg->part[i], socket, i + 1 < msg->n ? ZMQ_SNDMORE : 0) >= 0);
 }
@@ -412,8 +414,12 @@ static int change_ack(middle *m, message *msg)
     message bad;
     copy(&bad, msg);
     uint8_t *bytes = zmq_msg_data(&bad.part[1]);
-    for (size_t i = 0; i < zmq_msg_size(&bad.part[1]); i++)
-        bytes[i] ^= bytes[i] == 1 ? 3 : 0; /* RECEIVING -> COMMITTED somewhere in it */
+    size_t state =
+        0; /* the last 0x38 is the tag of KvAck.state: RECEIVING -> COMMITTED -> FAILED */
+    for (size_t b = 0; b + 1 < zmq_msg_size(&bad.part[1]); b++)
+        state = bytes[b] == 0x38 ? b + 1 : state;
+    assert_int_not_equal(state, 0);
+    bytes[state]++;
     zmq_msg_t id;
     zmq_msg_init(&id);
     zmq_msg_copy(&id, &m->prefill);
