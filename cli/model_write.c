@@ -10,20 +10,14 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "base/strbuf.h"
 #include "cli/model.h"
+#include "engine/safetensors_write.h"
 #include "base/banned.h"
 
 enum { BUFFER_VALUES = 1 << 16 };
 
-typedef struct shard {
-    size_t first, n; /* tensors */
-    char name[64];
-} shard;
-
 typedef struct writer {
-    const char *dir;
-    const td_random_list *list;
+    td_st_writer *out;
     uint64_t seed, done, total;
     void (*progress)(double fraction);
     td_err *err;
@@ -101,7 +95,7 @@ static uint64_t stream(const writer *w, const td_random_tensor *t)
     return mix(start + mix(w->seed));
 }
 
-static int put_tensor(writer *w, int fd, const td_random_tensor *t)
+static int put_tensor(writer *w, const td_random_tensor *t)
 {
     static union {
         uint16_t h[BUFFER_VALUES];
@@ -117,7 +111,7 @@ static int put_tensor(writer *w, int fd, const td_random_tensor *t)
             else
                 buf.h[i] = to_bf16(v);
         }
-        int r = put_all(fd, &buf, len * (t->f32 ? 4 : 2));
+        int r = td_st_writer_data(w->out, &buf, len * (t->f32 ? 4 : 2), w->err);
         if (r < 0)
             return r;
     }
@@ -127,106 +121,27 @@ static int put_tensor(writer *w, int fd, const td_random_tensor *t)
     return 0;
 }
 
-/* u64 length, JSON padded with blanks to 8 bytes. */
-static int put_header(const writer *w, int fd, const shard *s)
+static int declare(td_st_writer *out, const td_random_tensor *t, td_err *err)
 {
-    td_strbuf b;
-    uint64_t at = 0;
-    td_strbuf_init(&b);
-    td_strbuf_add(&b, "\0\0\0\0\0\0\0\0", 8);
-    td_strbuf_adds(&b, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (size_t i = s->first; i < s->first + s->n; i++) {
-        const td_random_tensor *t = &w->list->data[i];
-        uint64_t bytes = td_random_bytes_of(t);
-        td_strbuf_addf(&b, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu", t->name,
-                       t->f32 ? "F32" : "BF16", (unsigned long long)t->n);
-        if (t->k)
-            td_strbuf_addf(&b, ",%llu", (unsigned long long)t->k);
-        td_strbuf_addf(&b, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
-                       (unsigned long long)(at + bytes));
-        at += bytes;
-    }
-    td_strbuf_addc(&b, '}');
-    while (b.len % 8 && !b.failed)
-        td_strbuf_addc(&b, ' ');
-    int r = b.failed ? -ENOMEM : 0;
-    for (int i = 0; r >= 0 && i < 8; i++)
-        b.data[i] = (char)(uint8_t)((b.len - 8) >> (8 * i));
-    r = r < 0 ? r : put_all(fd, b.data, b.len);
-    td_strbuf_done(&b);
-    return r;
-}
-
-static int put_shard(writer *w, const shard *s)
-{
-    int fd = create(w->dir, s->name, w->err);
-    if (fd < 0)
-        return fd;
-    int r = put_header(w, fd, s);
-    for (size_t i = s->first; r >= 0 && i < s->first + s->n; i++)
-        r = put_tensor(w, fd, &w->list->data[i]);
-    if (close(fd) < 0 && r >= 0)
-        r = -errno;
-    return r < 0 ? failed(w->err, r, w->dir, s->name) : 0;
-}
-
-/* Fill shards in order; returns how many. shards NULL: count only. */
-static size_t cut(const td_random_list *l, uint64_t limit, shard *shards)
-{
-    size_t n = 0;
-    uint64_t used = 0;
-    for (size_t i = 0; i < l->n; i++) {
-        uint64_t bytes = td_random_bytes_of(&l->data[i]);
-        if (i == 0 || used + bytes > limit) {
-            if (shards)
-                shards[n] = (shard){.first = i};
-            n++;
-            used = 0;
-        }
-        used += bytes;
-        if (shards)
-            shards[n - 1].n++;
-    }
-    return n;
-}
-
-static int put_index(const writer *w, const shard *shards, size_t n)
-{
-    td_strbuf b;
-    td_strbuf_init(&b);
-    td_strbuf_addf(&b, "{\n  \"metadata\": {\"total_size\": %llu},\n  \"weight_map\": {",
-                   (unsigned long long)w->total);
-    for (size_t s = 0; s < n; s++)
-        for (size_t i = shards[s].first; i < shards[s].first + shards[s].n; i++)
-            td_strbuf_addf(&b, "%s\n    \"%s\": \"%s\"", i ? "," : "", w->list->data[i].name,
-                           shards[s].name);
-    td_strbuf_adds(&b, "\n  }\n}\n");
-    int r = b.failed ? td_err_set(w->err, -ENOMEM, "out of memory")
-                     : td_model_put(w->dir, "model.safetensors.index.json", b.data, b.len, w->err);
-    td_strbuf_done(&b);
-    return r;
+    uint64_t shape[2] = {t->n, t->k};
+    return td_st_writer_add(out, t->name, t->f32 ? "F32" : "BF16", shape, t->k ? 2 : 1,
+                            td_random_bytes_of(t), err);
 }
 
 int td_random_write(const char *dir, const td_random_list *l, uint64_t seed, uint64_t shard_bytes,
                     void (*progress)(double fraction), td_err *reterr_err)
 {
-    writer w = {.dir = dir, .list = l, .seed = seed, .progress = progress, .err = reterr_err};
-    for (size_t i = 0; i < l->n; i++)
-        w.total += td_random_bytes_of(&l->data[i]);
-    size_t n = cut(l, shard_bytes, NULL);
-    TD_AUTO_FREE shard *shards = calloc(n ? n : 1, sizeof *shards);
-    if (!shards || l->failed)
+    writer w = {.seed = seed, .progress = progress, .err = reterr_err};
+    if (l->failed)
         return td_err_set(reterr_err, -ENOMEM, "out of memory");
-    cut(l, shard_bytes, shards);
-    for (size_t s = 0; s < n; s++) {
-        if (n == 1)
-            snprintf(shards[s].name, sizeof shards[s].name, "model.safetensors");
-        else
-            snprintf(shards[s].name, sizeof shards[s].name, "model-%05zu-of-%05zu.safetensors",
-                     s + 1, n);
-        int r = put_shard(&w, &shards[s]);
-        if (r < 0)
-            return r;
+    int r = td_st_writer_new(dir, shard_bytes, &w.out, reterr_err);
+    for (size_t i = 0; r >= 0 && i < l->n; i++) {
+        r = declare(w.out, &l->data[i], reterr_err);
+        w.total += td_random_bytes_of(&l->data[i]);
     }
-    return n > 1 ? put_index(&w, shards, n) : 0;
+    for (size_t i = 0; r >= 0 && i < l->n; i++)
+        r = put_tensor(&w, &l->data[i]);
+    r = r < 0 ? r : td_st_writer_finish(w.out, reterr_err);
+    td_st_writer_free(w.out);
+    return r;
 }
