@@ -45,7 +45,7 @@ class Cluster:
     request, stream, metric, wait_health, json, chat = (Server.request, Server.stream, Server.metric, Server.wait_health,
                                                         Server.json, Server.chat)
 
-    kv_host = None
+    kv_host, transport = None, "zmq"  # as between two hosts: all blocks cross the KV link
 
     def __init__(self, keys, host, peers=None, start=("router", "prefill", "decode"), extra=None):
         self.extra = extra or {}  # role -> more options
@@ -65,6 +65,8 @@ class Cluster:
                 "decode": ["decode-worker", "--name", name, "--kv-listen", f"tcp://{self.kv_host or self.link_host}:0"]}[role]
         log = open(f"{self.tmp.name}/{name}.log", "w")
         self.logs[name] = log.name
+        if role != "router":
+            args += ["--kv-transport", self.transport]
         self.procs[name] = subprocess.Popen([TANDEM, *args, "--model", MODEL, "--control", self.control, *curve, *self.extra.get(role, ())], stderr=log)
 
     def log(self, name):
@@ -135,9 +137,25 @@ def beyond_loopback_as_on_one_machine():
                 check(answer(c) == one, "tokens depend on the link")
                 client = ("--secret", f"{tmp}/keys/client-1.secret", "--server", f"{tmp}/keys/router.public")
                 check(http.strip() in example(c.rpc, *client).stdout, "the RPC client's answer")
-                for door in ("control", "client", "kv"):
+                for door in ("control", "client"):
                     for reason in ("unknown_key", "wrong_role", "handshake"):
                         check(c.denied(door, reason) == 0, "nobody was to be denied")
+
+
+def shared_memory_beside_keys():
+    """On one host blocks may pass the KV link by; tickets, commits and answers on it are secured all the same."""
+    with Server() as s:
+        one = answer(s)
+    Cluster.transport = "shm"
+    try:
+        with tempfile.TemporaryDirectory() as tmp:
+            make_keys(f"{tmp}/keys")
+            for private in ((), ("--kv-link", "private", "--kv-private", "127.0.0.0/8")):
+                with Cluster(f"{tmp}/keys", "127.0.0.1", extra={"prefill": private, "decode": private}) as c:
+                    c.wait_health(200)
+                    check(answer(c) == one, f"tokens depend on the link {private}")
+    finally:
+        Cluster.transport = "zmq"
 
 
 def keys_in_serve():
@@ -353,5 +371,5 @@ def mistakes_are_explained():
 
 
 if __name__ == "__main__":
-    main(mistakes_are_explained, beyond_loopback_as_on_one_machine, keys_in_serve, intruders_get_in_nowhere, strangers_cost_nothing,
-         added_and_removed_by_sighup, processes_come_back, refused_at_the_kv_door, private_kv_link)
+    main(mistakes_are_explained, beyond_loopback_as_on_one_machine, shared_memory_beside_keys, keys_in_serve,
+         intruders_get_in_nowhere, strangers_cost_nothing, added_and_removed_by_sighup, processes_come_back, refused_at_the_kv_door, private_kv_link)
