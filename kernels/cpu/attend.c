@@ -3,9 +3,10 @@
  * ranks together, with all heads that share its keys. The tile is gathered from the pool and
  * widened once, while the next one is on its way. What a row gets never depends on who shares its
  * block: each score, sum and value is a chain of its own. */
+#include "kernels/cpu/attend.h"
+
 #include <math.h>
 
-#include "kernels/cpu/attend.h"
 #include "kernels/math.h"
 
 #include "base/banned.h"

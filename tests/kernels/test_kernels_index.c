@@ -8,7 +8,6 @@
 
 #include "kernels/math.h"
 
-
 enum { H = 3, D = 20, R = 6, LEN = 400, TOPK = 50, BLOCKS = LEN / 64 + 1 };
 
 typedef struct world {
