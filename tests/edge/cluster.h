@@ -62,6 +62,8 @@ typedef struct request {
     /* test hooks */
     void (*on_ticket)(struct request *r,
                       Tandem__V1__Ticket *t); /* may change it; returns before Prefill starts */
+    void (*on_local)(struct request *r);      /* the decode worker prefills */
+    void (*on_committed)(struct request *r);  /* before the tokens of the same message */
     int no_prefill;
     /* result */
     td_call *call[2];
@@ -381,9 +383,13 @@ static void on_decode_data(void *arg, td_call *call, td_str message)
     if (m->has_local) {
         r->broken |= m->ticket || r->local || r->got_ticket;
         r->local = m->local;
+        if (r->on_local)
+            r->on_local(r);
     }
     if (m->has_committed && m->committed) {
         r->committed++;
+        if (r->on_committed)
+            r->on_committed(r);
         r->transfer_bytes = m->usage->transfer_bytes;
     }
     if (m->n_runs && !r->committed)

@@ -154,7 +154,9 @@ static void decode_fails_one(void **state)
         assert_int_equal(r->code[1], TD_INTERNAL);
         assert_non_null(strstr(r->why[1], "engine failed"));
         assert_int_equal(r->tokens[0][r->n_tokens[0] - 1].id, poison);
-        assert_memory_equal(r->tokens[0], alone[i].tokens[0], r->n_tokens[0] * sizeof(token));
+        /* index 0 is P's, whose call ends here as soon as D's does */
+        for (uint32_t k = !r->first_seen[0]; k < r->n_tokens[0]; k++)
+            assert_memory_equal(&r->tokens[0][k], &alone[i].tokens[0][k], sizeof(token));
     }
 }
 
