@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One hand-off of KV blocks from one process to another, by the way it takes: shared memory, ZeroMQ
- * over a Unix socket, ZeroMQ over loopback TCP. No engine, no router: two pools of the shape of
+ * over a Unix socket, ZeroMQ over loopback TCP, that as a private link (authenticated), and that
+ * with CURVE (encrypted). No engine, no router: two pools of the shape of
  * GLM-5.2 (a group of 13 latent layers, 958,464 bytes a block), a prefill worker's push in a child
  * process, a decode worker's receive here. bench_handoff [--rounds N] [--mib N] [--out FILE]
  *
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,12 +24,15 @@
 #include "base/err.h"
 #include "handoff/push.h"
 #include "handoff/receive.h"
+#include "rpc/link.h"
 #include "base/banned.h"
 
-enum { ROUNDS_MAX = 1000, WAYS = 3, SIZES = 3, WARM = 2, CREDIT = 16 << 20 };
+enum { SHM, IPC, TCP, PRIVATE, CURVE, WAYS };
+enum { ROUNDS_MAX = 1000, SIZES = 3, WARM = 2, CREDIT = 16 << 20 };
 enum { LAYERS = 13, ROW = 1152 };
 
-static const char *const way_names[WAYS] = {"shm", "ipc", "tcp"};
+static const char *const way_names[WAYS] = {"shm", "ipc", "tcp", "private", "curve"};
+static const uint8_t mac_key[16] = {1}; /* of every ticket */
 
 typedef struct order {
     uint32_t way, n_blocks, number;
@@ -47,6 +52,8 @@ typedef struct bench {
     uint32_t n_blocks;
     td_receive *receive[WAYS];
     td_pusher *pusher[WAYS];
+    td_link *link[WAYS];
+    uint8_t kv_key[TD_CURVE_KEY_BYTES]; /* of the decode worker */
     char endpoint[WAYS][128];
     td_shm_offer offer;
     int done, settled;
@@ -86,6 +93,59 @@ static void open_pool(bench *b)
         memset(td_kv_data(b->pool, b->blocks[i]), (int)(i + 1), bytes);
 }
 
+/* ---- keys ---- */
+
+static void write_file(bench *b, const char *name, const char *text)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", b->dir, name);
+    FILE *f = fopen(path, "w");
+    if (!f || fchmod(fileno(f), 0600) < 0 || fputs(text, f) < 0 || fclose(f) != 0)
+        die(path, td_errno_text(errno));
+}
+
+/* A key pair for each side, and the list of both. */
+static void make_keys(bench *b)
+{
+    static const char *const names[] = {"prefill", "decode"};
+    char peers[256] = "", text[TD_CURVE_TEXT_BYTES];
+    for (int i = 0; i < 2; i++) {
+        td_curve_pair pair;
+        td_err err = {0};
+        size_t n = strlen(peers);
+        if (td_curve_generate(&pair, &err) < 0)
+            die("keys", err.text);
+        td_curve_text(pair.secret_key, text);
+        write_file(b, names[i], text);
+        td_curve_text(pair.public_key, text);
+        snprintf(peers + n, sizeof peers - n, "%s %s %s\n", names[i], names[i], text);
+        memcpy(b->kv_key, pair.public_key, sizeof b->kv_key); /* the last is the decode worker's */
+    }
+    write_file(b, "peers", peers);
+}
+
+static void open_links(bench *b, td_role self)
+{
+    char secret[128], peers[128];
+    td_err err = {0};
+    snprintf(secret, sizeof secret, "%s/%s", b->dir, td_role_name(self));
+    snprintf(peers, sizeof peers, "%s/peers", b->dir);
+    for (int w = PRIVATE; w <= CURVE; w++) {
+        td_link_config c = {.secret = secret,
+                            .peers = peers,
+                            .self = self,
+                            .kv_private = w == PRIVATE ? "127.0.0.0/8" : NULL};
+        if (td_link_open(&c, &b->link[w], &err) < 0)
+            die("link", err.text);
+    }
+}
+
+static void close_links(bench *b)
+{
+    for (int w = 0; w < WAYS; w++)
+        td_link_close(b->link[w]);
+}
+
 static void make_id(const order *o, uint8_t id[16])
 {
     memset(id, 0, 16);
@@ -117,7 +177,9 @@ static double push_once(bench *b, const order *o)
     td_push_ticket k = {.attempt = 1,
                         .generation = 1,
                         .endpoint = b->endpoint[o->way],
-                        .shm = o->way == 0 ? &b->offer : NULL,
+                        .kv_key = o->way == CURVE ? b->kv_key : NULL,
+                        .mac_key = o->way == PRIVATE ? mac_key : NULL,
+                        .shm = o->way == SHM ? &b->offer : NULL,
                         .host_id = "",
                         .credit_bytes = CREDIT,
                         .deadline_us = begin + 60 * TD_S};
@@ -146,9 +208,11 @@ static void prefill_main(bench *b, int fd)
     td_err err = {0};
     order o;
     open_pool(b);
+    open_links(b, TD_ROLE_PREFILL);
     for (int w = 0; w < WAYS; w++) {
         td_pusher_config c = {.pool = b->pool,
-                              .transport = w == 0 ? TD_KV_SHM : TD_KV_ZMQ,
+                              .link = b->link[w],
+                              .transport = w == SHM ? TD_KV_SHM : TD_KV_ZMQ,
                               .ops = {.on_done = on_done},
                               .arg = b};
         memset(c.epoch, 0xaa, 16);
@@ -164,6 +228,7 @@ static void prefill_main(bench *b, int fd)
     }
     for (int w = 0; w < WAYS; w++)
         td_pusher_close(b->pusher[w]);
+    close_links(b);
     exit(0);
 }
 
@@ -192,9 +257,10 @@ static void open_receivers(bench *b)
     td_err err = {0};
     for (int w = 0; w < WAYS; w++) {
         snprintf(b->endpoint[w], sizeof b->endpoint[w], "ipc://%s/%s.sock", b->dir, way_names[w]);
-        td_receive_config c = {.endpoint = w == 2 ? "tcp://127.0.0.1:0" : b->endpoint[w],
+        td_receive_config c = {.endpoint = w >= TCP ? "tcp://127.0.0.1:0" : b->endpoint[w],
                                .pool = b->pool,
-                               .transport = w == 0 ? TD_KV_SHM : TD_KV_ZMQ,
+                               .link = b->link[w],
+                               .transport = w == SHM ? TD_KV_SHM : TD_KV_ZMQ,
                                .ops = {.on_deliver = on_deliver, .on_release = on_release},
                                .arg = b};
         memset(c.epoch, 0xdd, 16);
@@ -202,7 +268,7 @@ static void open_receivers(bench *b)
             die("receive", err.text);
         snprintf(b->endpoint[w], sizeof b->endpoint[w], "%s", td_receive_endpoint(b->receive[w]));
     }
-    b->offer = *td_shm_door_offer(td_receive_door(b->receive[0]));
+    b->offer = *td_shm_door_offer(td_receive_door(b->receive[SHM]));
 }
 
 static void grant(bench *b, const order *o)
@@ -211,6 +277,7 @@ static void grant(bench *b, const order *o)
     td_in_first first = {0};
     td_receive_grant g = {.attempt = 1,
                           .generation = 1,
+                          .mac_key = o->way == PRIVATE ? mac_key : NULL,
                           .blocks = blocks,
                           .n_blocks = o->n_blocks,
                           .first = &first,
@@ -292,10 +359,10 @@ static void report(bench *b)
     make_stamp(stamp, sizeof stamp);
     fprintf(csv, "day,commit,machine,way,bytes,rounds,ms_p50,ms_p10,ms_p90,gb_per_s,times_ipc,"
                  "cpu_ms_p50,cpu_times_ipc\n");
-    printf(
-        "%s, %u rounds\n\n        bytes  way  ms p50     p10     p90    GB/s  times ipc  cpu ms  "
-        "times ipc\n",
-        stamp, b->rounds);
+    printf("%s, %u rounds\n\n        bytes      way  ms p50     p10     p90    GB/s  times ipc  "
+           "cpu ms  "
+           "times ipc\n",
+           stamp, b->rounds);
     for (int s = 0; s < SIZES; s++) {
         double bytes = (double)b->sizes[s] * (double)b->layout.block_bytes;
         for (int w = 0; w < WAYS; w++) {
@@ -306,9 +373,9 @@ static void report(bench *b)
             const double *v = b->ms[w][s];
             unsigned mid = b->rounds / 2;
             double p10 = v[b->rounds / 10], p90 = v[b->rounds * 9 / 10],
-                   gbs = bytes / v[mid] * 1e-6, ratio = b->ms[1][s][mid] / v[mid],
-                   cpu = b->cpu[w][s][mid], cpu_ratio = b->cpu[1][s][mid] / cpu;
-            printf("%13.0f  %s %7.3f %7.3f %7.3f %7.2f %10.2f %7.3f %10.2f\n", bytes, way_names[w],
+                   gbs = bytes / v[mid] * 1e-6, ratio = b->ms[IPC][s][mid] / v[mid],
+                   cpu = b->cpu[w][s][mid], cpu_ratio = b->cpu[IPC][s][mid] / cpu;
+            printf("%13.0f  %7s %7.3f %7.3f %7.3f %7.2f %10.2f %7.3f %10.2f\n", bytes, way_names[w],
                    v[mid], p10, p90, gbs, ratio, cpu, cpu_ratio);
             fprintf(csv, "%s,%s,%.0f,%u,%.3f,%.3f,%.3f,%.3f,%.2f,%.3f,%.2f\n", stamp, way_names[w],
                     bytes, b->rounds, v[mid], p10, p90, gbs, ratio, cpu, cpu_ratio);
@@ -346,6 +413,7 @@ int main(int argc, char **argv)
     snprintf(b.dir, sizeof b.dir, "/tmp/tandem-bench-XXXXXX");
     if (!mkdtemp(b.dir) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         die(b.dir, td_errno_text(errno));
+    make_keys(&b);
     int gate[2]; /* the child learns the endpoints before libzmq has threads here */
     if (pipe(gate) < 0)
         die("pipe", td_errno_text(errno));
@@ -360,6 +428,7 @@ int main(int argc, char **argv)
     }
     close(fds[1]);
     open_pool(&b);
+    open_links(&b, TD_ROLE_DECODE);
     open_receivers(&b);
     if (write(gate[1], b.endpoint, sizeof b.endpoint) != sizeof b.endpoint ||
         write(gate[1], &b.offer, sizeof b.offer) != sizeof b.offer)
@@ -383,11 +452,14 @@ int main(int argc, char **argv)
     waitpid(child, NULL, 0);
     for (int w = 0; w < WAYS; w++)
         td_receive_close(b.receive[w]);
+    close_links(&b);
     td_kv_pool_free(b.pool);
     free(b.blocks);
-    for (int w = 0; w < 2; w++) { /* libzmq removes them too, but later */
+    static const char *const left[] = {"shm.sock", "ipc.sock", "prefill", "decode", "peers"};
+    for (size_t i = 0; i < TD_ARRAY_LEN(left);
+         i++) { /* libzmq removes its sockets too, but later */
         char path[128];
-        snprintf(path, sizeof path, "%s/%s.sock", b.dir, way_names[w]);
+        snprintf(path, sizeof path, "%s/%s", b.dir, left[i]);
         unlink(path);
     }
     rmdir(b.dir);

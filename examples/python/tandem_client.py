@@ -55,6 +55,7 @@ class Session:
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 200)  # the last CANCEL or GOAWAY goes out
         self.socket.setsockopt(zmq.MAXMSGSIZE, 17 << 20)
+        self.socket.setsockopt(zmq.IPV6, 1)  # also IPv4
         self.has_keys = bool(secret)
         if secret:
             self.socket.curve_secretkey = secret
