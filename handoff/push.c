@@ -653,7 +653,7 @@ void td_pusher_run(td_pusher *p, uint64_t now_us)
         next = l->next;
         peer *e = TD_LIST_ENTRY(l, peer, node);
         e->blocked = 0;
-        if (!e->n_pushes && (!e->bulk || now_us >= e->idle_us + IDLE_US))
+        if (!e->n_pushes && (!e->bulk || e->is_out_of_reach || now_us >= e->idle_us + IDLE_US))
             peer_free(p, e);
     }
     for (td_list *l = p->peers.next, *next; l != &p->peers; l = next) {

@@ -113,11 +113,16 @@ static int arrive(td_worker_lane *l, td_worker_job *j, td_err *err)
     return check_job((td_prefill_lane *)l, (td_prefill_job *)j, err);
 }
 
+static void push_text(const td_prefill_job *j, char *out, size_t cap)
+{
+    snprintf(out, cap, "handing KV blocks over failed%s%s", j->push_reason[0] ? ": " : "",
+             j->push_reason);
+}
+
 static void pushed(td_prefill_lane *l, td_prefill_job *j)
 {
     char text[96];
-    snprintf(text, sizeof text, "handing KV blocks over failed%s%s", j->push_reason[0] ? ": " : "",
-             j->push_reason);
+    push_text(j, text, sizeof text);
     if (j->push_code)
         td_worker_job_set_end(&j->base, j->push_code, TD_ERROR_NONE, text);
     td_worker_lane_finish(&l->base, &j->base);
@@ -139,9 +144,12 @@ static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error
 static void see(td_worker_lane *l, td_worker_job *w)
 {
     td_prefill_job *j = (td_prefill_job *)w;
-    uint32_t code = atomic_load(&j->failed);
-    if (!j->closed && code)
-        on_fail(l, w, code, TD_ERROR_NONE, "handing KV blocks over failed");
+    uint32_t code = atomic_load(&j->failed); /* set behind the reason */
+    char text[96];
+    if (j->closed || !code)
+        return;
+    push_text(j, text, sizeof text);
+    on_fail(l, w, code, TD_ERROR_NONE, text);
 }
 
 /* ---- steps ---- */

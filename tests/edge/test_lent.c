@@ -335,7 +335,7 @@ static void cannot(td_kv_transport lender, int strict, int how, td_shm_offer *of
         assert_string_equal(e.reason, reason);
         assert_int_equal(e.fallback, -1);
         assert_true(is_untouched(&e));
-        grant(&e); /* and so does the next one, at once */
+        grant(&e); /* and so does the next one, which tries anew */
         commit(push(&e, offer));
         until_done(&e);
         assert_int_equal(e.push_code, TD_FAILED_PRECONDITION);
