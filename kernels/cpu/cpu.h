@@ -45,6 +45,7 @@ typedef struct cpu_tile {
     const uint8_t *w;      /* first panel, at the block's first k; 64-byte aligned */
     const uint8_t *scales; /* FP8: 16 floats; MXFP4: 16 e8m0 a group; w_stride apart too */
     size_t w_stride;       /* bytes between panels */
+    size_t w_left;         /* bytes from w to the end of its panel */
     const void *a;         /* the tile's rows side by side: [word][rows] */
     uint32_t steps;        /* of this block: words of a row; MXFP4: groups; FP8: quads of k */
     float *sum;            /* 64-byte aligned */
@@ -149,8 +150,8 @@ typedef struct cpu_source {
 void td_cpu_pack_tile(const cpu_kernels *kernels, cpu_path path, const cpu_source *src,
                       const cpu_rows *rows, uint32_t tile, uint32_t *words);
 
-/* sums[row - first row of tile0][count * 16]: tiles [tile0, tile1) of rows by panels [panel, panel
- * + count) of a slab, over [k0, k1). */
+/* sums[row - first row of tile0][sum_stride]: tiles [tile0, tile1) of rows by panels [panel, panel
+ * + count) of a slab, over [k0, k1). sum_stride >= count * 16, a multiple of 16. */
 typedef struct cpu_product {
     const cpu_kernels *kernels;
     cpu_path path;
@@ -158,7 +159,11 @@ typedef struct cpu_product {
     uint32_t slab, panel, count, k0, k1;
     const cpu_rows *rows;
     uint32_t tile0, tile1;
+    size_t sum_stride;
 } cpu_product;
+/* Panels that a register tile of this many rows takes. Slices of K are best asked for so many
+ * panels at a time: then memory sees each panel once, in one go. */
+uint32_t td_cpu_width(const cpu_kernels *kernels, cpu_path path, const cpu_rows *rows);
 void td_cpu_multiply(const cpu_product *p, float *sums);
 
 /* weights.c */

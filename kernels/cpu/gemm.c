@@ -157,6 +157,14 @@ static cpu_tile_fn widest(const cpu_product *p, uint32_t rows, uint32_t left, ui
     return fn[i];
 }
 
+uint32_t td_cpu_width(const cpu_kernels *kernels, cpu_path path, const cpu_rows *rows)
+{
+    cpu_product p = {.kernels = kernels, .path = path};
+    uint32_t width;
+    widest(&p, (rows->n + rows->n_tiles - 1) / rows->n_tiles, CPU_PANELS_MAX, &width);
+    return width;
+}
+
 /* Where the block that begins at `at` ends. A chain is never longer than its block (K plan); an
  * MXFP4 chain is a group, so there a block is only what many rows should find in the cache. */
 static uint32_t block_end(const cpu_product *p, uint32_t at)
@@ -182,15 +190,15 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
 {
     const cpu_tensor *w = p->w;
     const struct form *f = &forms[p->path];
-    size_t stride = (size_t)p->count * LANES,
-           first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
+    size_t first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
     uint32_t row0 = cpu_tile_row(p->rows, p->tile0), word = td_cpu_words(p->path, at);
     const uint8_t *codes = w->packed + first + (size_t)at * f->panel_bytes,
                   *scales = scales_of(p, at) + first;
     cpu_tile t = {.w_stride = w->panel_bytes,
                   .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
                                                    : (end - at + f->step - 1) / f->step,
-                  .sum_stride = stride,
+                  .w_left = w->panel_bytes - (size_t)at * f->panel_bytes,
+                  .sum_stride = p->sum_stride,
                   .first = at == p->k0};
     for (uint32_t i = p->tile0; i < p->tile1; i++) {
         uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
@@ -199,7 +207,7 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
             cpu_tile_fn fn = widest(p, n, x1 - x, &step);
             t.w = codes + x * w->panel_bytes;
             t.scales = scales + x * w->panel_bytes;
-            t.sum = sums + (r0 - row0) * stride + (size_t)x * LANES;
+            t.sum = sums + (r0 - row0) * p->sum_stride + (size_t)x * LANES;
             fn(&t);
         }
     }
@@ -285,8 +293,19 @@ static void multiply(const gemm_job *j, uint32_t head, uint32_t o, uint32_t pane
     cpu_rows rows = a->rows;
     rows.words = a->words + head * a->head_words;
     cpu_product p = {
-        j->c->kernels, j->path[o], cpu_tensor_of(j->g->w[o]), head, panel, count, k0, k1, &rows,
-        tile0,         tile1};
+        .kernels = j->c->kernels,
+        .path = j->path[o],
+        .w = cpu_tensor_of(j->g->w[o]),
+        .slab = head,
+        .panel = panel,
+        .count = count,
+        .k0 = k0,
+        .k1 = k1,
+        .rows = &rows,
+        .tile0 = tile0,
+        .tile1 = tile1,
+        .sum_stride = (size_t)count * LANES,
+    };
     td_cpu_multiply(&p, sums);
 }
 
@@ -316,6 +335,23 @@ static void leave_partial(const gemm_job *j, uint32_t slice, uint32_t panel, uin
         memcpy(out + (size_t)r * width, sums + (size_t)r * count * LANES, lanes * sizeof *out);
 }
 
+/* All slices of a few panels before the next panels. */
+static void slices(const gemm_job *j, uint32_t panel, uint32_t count, uint32_t t0, uint32_t t1,
+                   float *sums)
+{
+    const td_gemm *g = j->g;
+    const cpu_rows *rows = &j->operands[j->path[0]].rows;
+    uint32_t width = td_cpu_width(j->c->kernels, j->path[0], rows), step = g->w[0]->k / g->slices;
+    uint32_t r0 = cpu_tile_row(rows, t0), n = cpu_tile_row(rows, t1) - r0;
+    for (uint32_t x = 0; x < count; x += width) {
+        uint32_t some = count - x < width ? count - x : width;
+        for (uint32_t s = 0; s < g->slices; s++) {
+            multiply(j, 0, 0, panel + x, some, t0, t1, s * step, (s + 1) * step, sums);
+            leave_partial(j, s, panel + x, some, r0, n, sums);
+        }
+    }
+}
+
 static void gemm_item(void *arg, uint32_t item, uint32_t thread)
 {
     const gemm_job *j = arg;
@@ -331,11 +367,7 @@ static void gemm_item(void *arg, uint32_t item, uint32_t thread)
         t1 = rows->n_tiles - t0 > CPU_CHUNK_TILES ? t0 + CPU_CHUNK_TILES : rows->n_tiles;
         uint32_t r0 = cpu_tile_row(rows, t0), n = cpu_tile_row(rows, t1) - r0;
         if (g->epilogue == TD_EPI_PARTIAL) {
-            uint32_t step = k / g->slices;
-            for (uint32_t s = 0; s < g->slices; s++) {
-                multiply(j, head, o, panel, count, t0, t1, s * step, (s + 1) * step, sums);
-                leave_partial(j, s, panel, count, r0, n, sums);
-            }
+            slices(j, panel, count, t0, t1, sums);
             continue;
         }
         multiply(j, head, o, panel, count, t0, t1, 0, k, sums);

@@ -34,17 +34,18 @@ static void route_scores(void *arg, uint32_t item, uint32_t thread)
     float *sums = cpu_work(j->c, thread);
     for (uint32_t t0 = 0, t1; t0 < j->rows.n_tiles; t0 = t1) {
         t1 = j->rows.n_tiles - t0 > CPU_CHUNK_TILES ? t0 + CPU_CHUNK_TILES : j->rows.n_tiles;
-        cpu_product p = {j->c->kernels,
-                         j->path,
-                         cpu_tensor_of(a->w),
-                         0,
-                         panel,
-                         count,
-                         0,
-                         a->w->k,
-                         &j->rows,
-                         t0,
-                         t1};
+        cpu_product p = {
+            .kernels = j->c->kernels,
+            .path = j->path,
+            .w = cpu_tensor_of(a->w),
+            .panel = panel,
+            .count = count,
+            .k1 = a->w->k,
+            .rows = &j->rows,
+            .tile0 = t0,
+            .tile1 = t1,
+            .sum_stride = (size_t)count * LANES,
+        };
         td_cpu_multiply(&p, sums);
         uint32_t r0 = cpu_tile_row(&j->rows, t0), n = cpu_tile_row(&j->rows, t1) - r0;
         for (uint32_t r = 0; r < n; r++) {
@@ -193,7 +194,7 @@ static void pack_down(void *arg, uint32_t item, uint32_t thread)
 
 static void multiply(const moe_job *j, const td_tensor *w, uint32_t slab, uint32_t panel,
                      uint32_t count, const cpu_rows *rows, uint32_t tile0, uint32_t tile1,
-                     uint32_t k0, uint32_t k1, float *sums)
+                     uint32_t k0, uint32_t k1, float *sums, size_t sum_stride)
 {
     cpu_product p = {
         .kernels = j->c->kernels,
@@ -207,6 +208,7 @@ static void multiply(const moe_job *j, const td_tensor *w, uint32_t slab, uint32
         .rows = rows,
         .tile0 = tile0,
         .tile1 = tile1,
+        .sum_stride = sum_stride,
     };
     td_cpu_multiply(&p, sums);
 }
@@ -226,8 +228,8 @@ static void up_item(void *arg, uint32_t item, uint32_t thread)
     for (uint32_t t0 = 0, t1; t0 < rows.n_tiles; t0 = t1) {
         t1 = rows.n_tiles - t0 > CPU_CHUNK_TILES ? t0 + CPU_CHUNK_TILES : rows.n_tiles;
         uint32_t r0 = cpu_tile_row(&rows, t0), n = cpu_tile_row(&rows, t1) - r0;
-        multiply(j, gate, slab, panel, count, &rows, t0, t1, 0, gate->k, g);
-        multiply(j, up, slab, panel, count, &rows, t0, t1, 0, gate->k, u);
+        multiply(j, gate, slab, panel, count, &rows, t0, t1, 0, gate->k, g, (size_t)count * LANES);
+        multiply(j, up, slab, panel, count, &rows, t0, t1, 0, gate->k, u, (size_t)count * LANES);
         td_silu_mul_n(g, u, g, (size_t)n * count * LANES);
         for (uint32_t r = 0; r < n; r++) {
             float *out = a->act + j->act_of[j->start[e] + r0 + r] + (size_t)panel * LANES;
@@ -277,9 +279,12 @@ static void down_item(void *arg, uint32_t item, uint32_t thread)
         const td_tensor *down = of_group(j, e, a->down, a->shared_down);
         uint32_t slab = e < a->n_experts ? e : 0, step = inner_of(j, e) / a->slices;
         cpu_rows rows = rows_of(j, e, down, j->down_words);
-        for (uint32_t s = 0; s < a->slices; s++)
-            multiply(j, down, slab, panel, count, &rows, 0, rows.n_tiles, s * step, (s + 1) * step,
-                     y + s * plane + j->start[e] * width);
+        uint32_t some = td_cpu_width(j->c->kernels, td_cpu_path(j->c, down, 1), &rows);
+        for (uint32_t x = 0; x < count; x += some)
+            for (uint32_t s = 0; s < a->slices; s++)
+                multiply(j, down, slab, panel + x, count - x < some ? count - x : some, &rows, 0,
+                         rows.n_tiles, s * step, (s + 1) * step,
+                         y + s * plane + j->start[e] * width + (size_t)x * LANES, width);
     }
     for (uint32_t s = 0; s < a->slices; s++)
         for (uint32_t r = 0; r < j->n_rows; r++)
