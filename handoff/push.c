@@ -170,11 +170,11 @@ static int may_dial(td_pusher *p, const td_push_ticket *k, td_err *reterr_err)
 static void over_socket(td_pusher *p, peer *e, const char *name, const char *why, int tried)
 {
     int fallback = tried && e->on_this_host;
-    td_shm_line_close(e->line);
+    snprintf(e->why, sizeof e->why, "shm_%.27s", name);
+    td_shm_line_close(e->line); /* name may be its */
     e->line = NULL;
     e->ready = 1;
     e->is_out_of_reach = p->c.transport == TD_KV_SHM || (fallback && p->c.strict);
-    snprintf(e->why, sizeof e->why, "shm_%.27s", name);
     if (fallback)
         count(&p->stats.fallbacks, 1);
     if (p->c.ops.on_transport)
