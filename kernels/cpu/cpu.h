@@ -74,7 +74,7 @@ extern const cpu_kernels td_cpu_avx2, td_cpu_avx512, td_cpu_avx512bf16;
 typedef struct cpu_tensor {
     td_tensor v;
     size_t panel_bytes; /* from one panel to the next */
-    size_t scales_at;   /* within a panel: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0 */
+    size_t codes_at;    /* within a panel, behind FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0 */
     uint8_t *packed;    /* [slabs][n_panels][panel_bytes] */
     size_t map_bytes;   /* 0: from the heap */
     int borrowed;       /* packed belongs to someone else and is read-only */

@@ -181,7 +181,7 @@ static const uint8_t *scales_of(const cpu_product *p, uint32_t at)
 {
     size_t bytes = p->w->v.format == TD_W_FP8 ? (size_t)(at / TD_FP8_BLOCK) * LANES * sizeof(float)
                                               : (size_t)(at / TD_MX_GROUP) * LANES;
-    return p->w->packed + p->w->scales_at + bytes;
+    return p->w->packed + bytes;
 }
 
 /* Every tile by panels [x0, x1) of the product over one block. */
@@ -192,12 +192,12 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
     const struct form *f = &forms[p->path];
     size_t first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
     uint32_t row0 = cpu_tile_row(p->rows, p->tile0), word = td_cpu_words(p->path, at);
-    const uint8_t *codes = w->packed + first + (size_t)at * f->panel_bytes,
+    const uint8_t *codes = w->packed + first + w->codes_at + (size_t)at * f->panel_bytes,
                   *scales = scales_of(p, at) + first;
     cpu_tile t = {.w_stride = w->panel_bytes,
                   .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
                                                    : (end - at + f->step - 1) / f->step,
-                  .w_left = w->panel_bytes - (size_t)at * f->panel_bytes,
+                  .w_left = w->panel_bytes - w->codes_at - (size_t)at * f->panel_bytes,
                   .sum_stride = p->sum_stride,
                   .first = at == p->k0};
     for (uint32_t i = p->tile0; i < p->tile1; i++) {

@@ -3,7 +3,7 @@
  * outputs and
  * F32: one k.   BF16: two k.   FP8: four k, in bytes.
  * MXFP4: eight k; byte j of an output's four has k = j below and k = 4 + j above.
- * Behind a panel's codes stand its scales: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0. Outputs past
+ * Before a panel's codes stand its scales: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0. Outputs past
  * n and k past K are zero. */
 #include <emmintrin.h>
 #include <errno.h>
@@ -59,12 +59,12 @@ static void lay_out(cpu_tensor *w, size_t k)
     static const uint8_t k_of_line[TD_WEIGHT_FORMATS] = {
         [TD_W_F32] = 1, [TD_W_BF16] = 2, [TD_W_FP8] = 4, [TD_W_MXFP4] = 8};
     size_t each = k_of_line[w->v.format], scales = 0;
-    w->scales_at = (k + each - 1) / each * 64;
     if (w->v.format == TD_W_FP8)
         scales = (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK * LANES * sizeof(float);
     if (w->v.format == TD_W_MXFP4)
         scales = k / TD_MX_GROUP * LANES;
-    w->panel_bytes = w->scales_at + (scales + 63) / 64 * 64;
+    w->codes_at = (scales + 63) / 64 * 64;
+    w->panel_bytes = w->codes_at + (k + each - 1) / each * 64;
 }
 
 /* Everything but the bytes. -ENOMEM: also a size that no machine has. */
@@ -168,11 +168,10 @@ static void fill_mxfp4(const cpu_tensor *w, uint8_t *panel, uint32_t lane, const
         uint32_t x;
         memcpy(&x, codes + (size_t)i * 4, 4);
         x = spread(x) | spread(x >> 16) << 4;
-        memcpy(panel + (size_t)i * 64 + lane * 4ul, &x, 4);
+        memcpy(panel + w->codes_at + (size_t)i * 64 + lane * 4ul, &x, 4);
     }
     for (uint32_t g = 0; g < groups; g++)
-        panel[w->scales_at + (size_t)g * LANES + lane] =
-            ((const uint8_t *)s->scales)[(size_t)n * groups + g];
+        panel[(size_t)g * LANES + lane] = ((const uint8_t *)s->scales)[(size_t)n * groups + g];
 }
 
 /* The kernels do not know e4m3's NaN: where one is, the scale is NaN. */
@@ -190,10 +189,9 @@ static void fill_fp8(const cpu_tensor *w, uint8_t *panel, uint32_t lane, const t
         for (uint32_t i = k0; i < k1; i++) {
             if ((codes[i] & 0x7f) == 0x7f)
                 scale = NAN;
-            panel[(size_t)(i / 4) * 64 + lane * 4ul + i % 4] = codes[i];
+            panel[w->codes_at + (size_t)(i / 4) * 64 + lane * 4ul + i % 4] = codes[i];
         }
-        memcpy(panel + w->scales_at + ((size_t)b * LANES + lane) * sizeof scale, &scale,
-               sizeof scale);
+        memcpy(panel + ((size_t)b * LANES + lane) * sizeof scale, &scale, sizeof scale);
     }
 }
 
@@ -297,20 +295,21 @@ uint64_t td_cpu_weight_bytes(const td_tensor *w)
 
 static void row_of_fp8(const cpu_tensor *w, const uint8_t *panel, uint32_t lane, float *ret_row)
 {
+    const uint8_t *codes = panel + w->codes_at;
     for (uint32_t k = 0; k < w->v.k; k++) {
         float scale;
-        memcpy(&scale,
-               panel + w->scales_at + ((size_t)(k / TD_FP8_BLOCK) * LANES + lane) * sizeof scale,
+        memcpy(&scale, panel + ((size_t)(k / TD_FP8_BLOCK) * LANES + lane) * sizeof scale,
                sizeof scale);
-        ret_row[k] = td_e4m3_to_f32(panel[(size_t)(k / 4) * 64 + lane * 4ul + k % 4]) * scale;
+        ret_row[k] = td_e4m3_to_f32(codes[(size_t)(k / 4) * 64 + lane * 4ul + k % 4]) * scale;
     }
 }
 
 static void row_of_mxfp4(const cpu_tensor *w, const uint8_t *panel, uint32_t lane, float *ret_row)
 {
+    const uint8_t *codes = panel + w->codes_at;
     for (uint32_t k = 0; k < w->v.k; k++) {
-        uint8_t scale = panel[w->scales_at + (size_t)(k / TD_MX_GROUP) * LANES + lane],
-                code = panel[(size_t)(k / 8) * 64 + lane * 4ul + k % 4];
+        uint8_t scale = panel[(size_t)(k / TD_MX_GROUP) * LANES + lane],
+                code = codes[(size_t)(k / 8) * 64 + lane * 4ul + k % 4];
         ret_row[k] = 0.5f * (float)td_e2m1_doubled[k % 8 < 4 ? code & 15 : code >> 4] *
                      td_e8m0_to_f32(scale);
     }

@@ -131,14 +131,16 @@ static double mlp(const float *a, const float *gate, const float *up, const floa
     return y;
 }
 
-static void experts_match_float64(void **state)
+static void experts_case(td_weight_format format, td_dtype act_type, double tolerance)
 {
     float *gate = random_floats(E * I * D, 1), *up = random_floats(E * I * D, 1),
           *down = random_floats(E * I * D, 1);
     float *sg = random_floats(IS * D, 1), *su = random_floats(IS * D, 1),
           *sd = random_floats(IS * D, 1);
-    td_tensor *tg = weight(gate, E, I, D), *tu = weight(up, E, I, D), *td = weight(down, E, D, I);
-    td_tensor *xg = weight(sg, 1, IS, D), *xu = weight(su, 1, IS, D), *xd = weight(sd, 1, D, IS);
+    td_tensor *tg = weight_as(format, gate, E, I, D), *tu = weight_as(format, up, E, I, D),
+              *td = weight_as(format, down, E, D, I);
+    td_tensor *xg = weight_as(format, sg, 1, IS, D), *xu = weight_as(format, su, 1, IS, D),
+              *xd = weight_as(format, sd, 1, D, IS);
     static const uint32_t rows[] = {1, 3, 4, 11};
     enum { SLICES = 2 };
     assert_int_equal(td_kplan_slices(I), SLICES);
@@ -152,7 +154,7 @@ static void experts_match_float64(void **state)
             uint32_t *experts = words((size_t)t_max * K);
             for (uint32_t i = 0; i < t_max * K; i++)
                 experts[i] = (i * 5 + i / K) % E;
-            td_queue *q = open_queue(TD_F32, threads);
+            td_queue *q = open_queue(act_type, threads);
             td_step st = {.n_rows = t_max};
             td_moe m = {.a = a,
                         .experts = experts,
@@ -178,7 +180,7 @@ static void experts_match_float64(void **state)
                         want += (double)w[t * K + k] * mlp(a + t * D, gate + e * I * D,
                                                            up + e * I * D, down + e * I * D, I, d);
                     }
-                    near((double)out[t * D + d], want, 1e-3, "moe", t * D + d);
+                    near((double)out[t * D + d], want, tolerance, "moe", t * D + d);
                 }
             /* the first row alone gives the same bits */
             float *alone = floats((size_t)SLICES * D), *first = floats(D);
@@ -201,6 +203,13 @@ static void experts_match_float64(void **state)
     for (size_t i = 0; i < 6; i++)
         under->weight_free(all[i]);
     check_guards();
+}
+
+static void experts_match_float64(void **state)
+{
+    experts_case(TD_W_F32, TD_F32, 1e-3);
+    experts_case(TD_W_BF16, TD_F32, 1e-3);
+    experts_case(TD_W_BF16, TD_BF16, 0.5); /* activations of up to 20, rounded, times 64 */
 }
 
 int main(void)

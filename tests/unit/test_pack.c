@@ -157,7 +157,7 @@ static void what_the_header_says_is_checked(void **state)
 {
     need_pack();
     changed("TDPACK01", "TDPACK02", "no packed model");
-    changed("\"layout\":\"cpu-panels-1\"", "\"layout\":\"cpu-panels-0\"", "cpu-panels-0");
+    changed("\"layout\":\"cpu-panels-2\"", "\"layout\":\"cpu-panels-0\"", "cpu-panels-0");
     changed("\"model.norm.weight\"", "\"model.norn.weight\"", "model.norm.weight");
     changed("self_attn.kv_b_proj.weight:uv\",\"format\":\"bf16\"",
             "self_attn.kv_b_proj.weight:uv\",\"format\":\"bf17\"", "impossible entry");
