@@ -252,7 +252,8 @@ enum { K_WAVES = 4, K_THREADS = K_WAVES * K_WAVE };
 template <class T> K_DEV T *k_global(T *const &p)
 {
     typedef __attribute__((address_space(1))) T *global;
-    return (T *)*reinterpret_cast<const global *>(&p);
+    const void *at = &p;
+    return (T *)*static_cast<const global *>(at);
 }
 #else
 template <class T> K_DEV T *k_global(T *p)

@@ -27,3 +27,9 @@ if(TARGET td_emu)
         set_tests_properties(emu_${t} PROPERTIES LABELS kernels TIMEOUT 600)
     endforeach()
 endif()
+
+find_program(TD_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
+# Machine code of the kernels. 77 = skipped, with the reason printed.
+add_test(NAME test_code_objects COMMAND ${TD_PYTHON} -B ${CMAKE_SOURCE_DIR}/tests/static/test_code_objects.py)
+set_tests_properties(test_code_objects PROPERTIES LABELS static TIMEOUT 600 SKIP_RETURN_CODE 77
+    ENVIRONMENT "TD_SOURCE_DIR=${CMAKE_SOURCE_DIR};TD_BINARY_DIR=${CMAKE_BINARY_DIR}")
