@@ -688,12 +688,13 @@ static void any_events(void **state)
         uint32_t next[2] = {0, 0};
         int ends = 0;
         begin(&f, 2, 6);
+        f.l.config.allow_local = round % 2;
         for (int i = 0; i < 40; i++) {
             x ^= x << 13, x ^= x >> 7, x ^= x << 17;
             uint32_t id = 5;
             td_life_run r[2] = {{x >> 20 & 1, (uint32_t)(x >> 24) % 7, &id, 1, (x >> 30 & 7) == 0},
                                 {1, 0, &id, 1, 0}};
-            td_life_event ev = {.kind = 1 + x % 12,
+            td_life_event ev = {.kind = 1 + x % TD_LIFE_EV_TIMER,
                                 .attempt = 1 + (uint32_t)(x >> 8) % 3,
                                 .leg = x >> 12 & 1,
                                 .code = x >> 40 & 1 ? TD_OK : TD_UNAVAILABLE,
