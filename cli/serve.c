@@ -528,6 +528,8 @@ static void tear_down(serve *s)
     for (unsigned i = 0; *s->dir && i < s->n_children; i++) {
         snprintf(path, sizeof path, "%s/%s.sock", s->dir, s->children[i].name);
         unlink(path);
+        snprintf(path, sizeof path, "%s/%s.sock.shm", s->dir, s->children[i].name);
+        unlink(path);
         td_timer_del(s->children[i].restart);
     }
     if (*s->dir)
