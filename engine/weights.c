@@ -288,7 +288,8 @@ static td_tensor *packed_vector(binder *b, const char *name, uint32_t n)
         return NULL;
     }
     td_weight_src src = {.dtype = e.type, .base = e.bytes, .n_stride = 1, .k_stride = 1};
-    return own(b, w, b->m->backend->vector_new(n, &src, &w)) ? w : NULL;
+    int r = b->m->backend->vector_new(n, &src, &w); /* before w is read as an argument */
+    return own(b, w, r) ? w : NULL;
 }
 
 /* tandem pack: the filled weight goes to the file under the name that packed_matrix() asks for. */
