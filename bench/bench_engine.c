@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_engine DIR [THREADS [ACT]]: tokens per second of the engine alone, prefill by chunk and
- * decode by batch. Prints a table; medians of several runs. */
+/* bench_engine DIR [THREADS [ACT [CONTEXT ...]]]: tokens per second of the engine alone. Without
+ * contexts: prefill of 512 tokens by chunk, decode by batch. With contexts: prefill of so many
+ * tokens in chunks of 512, and decode of one and of 8 sequences that are as long. Prints a table;
+ * medians of several runs, the runs of a table in turns, so that a noisy minute falls on all of its
+ * rows. ACT: f32, bf16, or i8 (bf16, and int8 where weights are MXFP4: the default).
+ * Beside each run the machine's roof is measured: what it reads from memory and multiplies. A row
+ * ends with the products' bytes and operations a second, and the part of the roof that they are
+ * (the larger of the two; attention is not counted). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,9 +14,11 @@
 
 #include "base/clock.h"
 #include "base/rand.h"
+#include "bench/count.h"
+#include "bench/roof.h"
 #include "engine/engine.h"
 
-enum { RUNS = 5, CONTEXT = 512, STEPS = 64, BATCH_MAX = 16 };
+enum { RUNS = 5, CONTEXT = 512, STEPS = 64, BATCH_MAX = 16, ROWS_MAX = 32 };
 
 static void die(const char *what, const td_err *err)
 {
@@ -21,8 +29,10 @@ static void die(const char *what, const td_err *err)
 static td_seq *new_seq(td_engine *e, uint32_t n_prompt, uint64_t seed)
 {
     const td_model_info *info = td_engine_info(e);
-    uint32_t ids[CONTEXT];
+    uint32_t *ids = malloc(n_prompt * sizeof *ids);
     td_rng rng = {seed, 0};
+    if (!ids)
+        die("memory", NULL);
     for (uint32_t i = 0; i < n_prompt; i++)
         ids[i] = (uint32_t)td_rng_below(&rng, info->vocab_size);
     td_seq_spec spec = {.ids = ids,
@@ -35,6 +45,7 @@ static td_seq *new_seq(td_engine *e, uint32_t n_prompt, uint64_t seed)
     td_err err = {0};
     if (td_seq_new(e, &spec, &s, &err) < 0)
         die("sequence", &err);
+    free(ids);
     return s;
 }
 
@@ -49,7 +60,38 @@ static uint64_t cpu_us(void)
 /* Tokens per second of wall and of CPU time. */
 typedef struct rate {
     double wall, cpu;
+    double gbytes, gops; /* of the products, each second of wall time */
+    double read, peak;   /* the roof just before */
 } rate;
+
+typedef struct stopwatch {
+    uint64_t wall, cpu;
+    td_count count;
+} stopwatch;
+
+static stopwatch start_watch(void)
+{
+    return (stopwatch){td_now_us(), cpu_us(), td_counted};
+}
+
+static rate rate_of(const stopwatch *w, double tokens)
+{
+    double us = (double)(td_now_us() - w->wall), cpu = (double)(cpu_us() - w->cpu);
+    return (rate){.wall = tokens * 1e6 / us,
+                  .cpu = tokens * 1e6 / cpu,
+                  .gbytes = (td_counted.bytes - w->count.bytes) / us / 1e3,
+                  .gops = (td_counted.operations - w->count.operations) / us / 1e3};
+}
+
+static void fill(td_seq *s, td_engine *e, uint32_t n, uint32_t chunk, td_sample *ret_sample)
+{
+    for (uint32_t at = 0; at < n; at += chunk) {
+        uint32_t len = n - at < chunk ? n - at : chunk;
+        td_step_item it = {.seq = s, .n_tokens = len, .n_samples = at + len == n};
+        if (td_engine_step(e, &it, 1, ret_sample) < 0)
+            die("step", NULL);
+    }
+}
 
 static rate prefill(td_engine *e, uint32_t n, uint32_t chunk, uint64_t seed)
 {
@@ -57,14 +99,9 @@ static rate prefill(td_engine *e, uint32_t n, uint32_t chunk, uint64_t seed)
     td_sample sample;
     if (td_seq_reserve(s, n) < 0)
         die("blocks", NULL);
-    uint64_t start = td_now_us(), cpu = cpu_us();
-    for (uint32_t at = 0; at < n; at += chunk) {
-        uint32_t len = n - at < chunk ? n - at : chunk;
-        td_step_item it = {.seq = s, .n_tokens = len, .n_samples = at + len == n};
-        if (td_engine_step(e, &it, 1, &sample) < 0)
-            die("step", NULL);
-    }
-    rate r = {n * 1e6 / (double)(td_now_us() - start), n * 1e6 / (double)(cpu_us() - cpu)};
+    stopwatch w = start_watch();
+    fill(s, e, n, chunk, &sample);
+    rate r = rate_of(&w, n);
     td_seq_free(s);
     return r;
 }
@@ -78,11 +115,9 @@ static rate decode(td_engine *e, uint32_t batch, uint32_t context)
         s[i] = new_seq(e, context, 1000 + i);
         if (td_seq_reserve(s[i], context + STEPS + 1) < 0)
             die("blocks", NULL);
-        td_step_item it = {.seq = s[i], .n_tokens = context, .n_samples = 1};
-        if (td_engine_step(e, &it, 1, &samples[i]) < 0)
-            die("step", NULL);
+        fill(s[i], e, context, CONTEXT, &samples[i]);
     }
-    uint64_t start = td_now_us(), cpu = cpu_us();
+    stopwatch w = start_watch();
     for (int k = 0; k < STEPS; k++) {
         for (uint32_t i = 0; i < batch; i++) {
             td_seq_append(s[i], samples[i].id);
@@ -91,8 +126,7 @@ static rate decode(td_engine *e, uint32_t batch, uint32_t context)
         if (td_engine_step(e, items, batch, samples) < 0)
             die("step", NULL);
     }
-    double n = (double)batch * STEPS * 1e6;
-    rate r = {n / (double)(td_now_us() - start), n / (double)(cpu_us() - cpu)};
+    rate r = rate_of(&w, (double)batch * STEPS);
     for (uint32_t i = 0; i < batch; i++)
         td_seq_free(s[i]);
     return r;
@@ -104,50 +138,122 @@ static int by_wall(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void print(const char *what, uint32_t a, const char *at, uint32_t b, rate *v)
+/* One row of the table. batch 0: prefill of context tokens by chunk. */
+typedef struct row {
+    uint32_t batch, context, chunk;
+    rate v[RUNS];
+} row;
+
+static void print(row *r)
 {
-    qsort(v, RUNS, sizeof *v, by_wall);
-    printf("%-8s %4u %s %4u  %9.0f tok/s  (%.0f..%.0f)  %9.0f per CPU second\n", what, a, at, b,
-           v[RUNS / 2].wall, v[0].wall, v[RUNS - 1].wall, v[RUNS / 2].cpu);
+    qsort(r->v, RUNS, sizeof *r->v, by_wall);
+    if (r->batch)
+        printf("decode   %4u sequences, at %4u   ", r->batch, r->context);
+    else
+        printf("prefill  %4u tokens, chunk %4u   ", r->context, r->chunk);
+    const rate *m = &r->v[RUNS / 2];
+    double by_bytes = m->gbytes / m->read, by_ops = m->gops / m->peak;
+    printf("%9.1f tok/s  (%.1f..%.1f)  %9.1f per CPU second  %6.1f of %5.1f GB/s  %6.1f of %6.1f "
+           "G/s  roof %3.0f %%\n",
+           m->wall, r->v[0].wall, r->v[RUNS - 1].wall, m->cpu, m->gbytes, m->read, m->gops, m->peak,
+           100 * (by_bytes > by_ops ? by_bytes : by_ops));
+}
+
+/* The widest multiply-add that this profile's products use. */
+static td_roof_kind kind_of(const td_model_info *info)
+{
+    const char *text = info->profile;
+    if (!strstr(text, "isa=avx512"))
+        return TD_ROOF_FMA256;
+    if (!strstr(text, "isa=avx512bf16vnni") || strstr(text, "act=f32"))
+        return TD_ROOF_FMA512;
+    return strstr(text, "act.mxfp4=i8g32") ? TD_ROOF_INT8 : TD_ROOF_BF16;
+}
+
+static void run(td_engine *e, td_roof_kind kind, uint32_t threads, row *rows, uint32_t n)
+{
+    for (int i = 0; i < RUNS; i++)
+        for (row *r = rows; r < rows + n; r++) {
+            double read = td_roof_read(threads), peak = td_roof_operations(kind, threads);
+            r->v[i] = r->batch ? decode(e, r->batch, r->context)
+                               : prefill(e, r->context, r->chunk, (uint64_t)i + 1);
+            r->v[i].read = read;
+            r->v[i].peak = peak;
+        }
+    for (row *r = rows; r < rows + n; r++)
+        print(r);
+}
+
+/* Chunks and batches at one context. */
+static uint32_t usual_rows(uint32_t max_context, row *rows)
+{
+    uint32_t context = max_context < CONTEXT + STEPS + 2 ? max_context - STEPS - 2 : CONTEXT, n = 0;
+    for (uint32_t chunk = 16; chunk <= context; chunk *= 4)
+        rows[n++] = (row){.context = context, .chunk = chunk};
+    for (uint32_t batch = 1; batch <= BATCH_MAX; batch *= 2)
+        rows[n++] = (row){.batch = batch, .context = context / 2};
+    return n;
+}
+
+static uint32_t context_rows(char **words, uint32_t max_context, row *rows)
+{
+    uint32_t n = 0;
+    for (; *words && n + 3 <= ROWS_MAX; words++) {
+        uint32_t context = (uint32_t)strtoul(*words, NULL, 10);
+        if (context == 0 || context + STEPS + 2 > max_context) {
+            fprintf(stderr, "bench_engine: context %s: the model has %u positions\n", *words,
+                    max_context);
+            exit(2);
+        }
+        rows[n++] = (row){.context = context, .chunk = CONTEXT};
+        rows[n++] = (row){.batch = 1, .context = context};
+        rows[n++] = (row){.batch = 8, .context = context};
+    }
+    return n;
 }
 
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "usage: bench_engine DIR [THREADS [f32|bf16]]\n");
+        fprintf(stderr, "usage: bench_engine DIR [THREADS [f32|bf16|i8 [CONTEXT ...]]]\n");
         return 2;
     }
     td_err err = {0};
     td_model *m = NULL;
     td_engine *e = NULL;
-    td_dtype act = argc > 3 && strcmp(argv[3], "f32") == 0 ? TD_F32 : TD_BF16;
-    td_model_options o = {.isa = "auto", .act = act, .kv = act, .index = act, .n_ranks = 1};
+    const char *word = argc > 3 ? argv[3] : "i8";
+    td_dtype act = strcmp(word, "f32") == 0 ? TD_F32 : TD_BF16;
+    td_model_options o = {.backend = td_count_on(td_backend_get("auto")),
+                          .act = act,
+                          .act_i8 = strcmp(word, "i8") == 0,
+                          .kv = act,
+                          .index = act,
+                          .n_ranks = 1};
     o.n_threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1;
     uint64_t start = td_now_us();
     if (td_model_open(argv[1], &o, &m, &err) < 0)
         die(argv[1], &err);
     double load_ms = (double)(td_now_us() - start) / 1000.0;
-    td_engine_limits limits = {
-        .max_rows = CONTEXT, .max_seqs = BATCH_MAX, .kv_bytes = 256ull << 20};
+    const td_model_info *info = td_model_get_info(m);
+    row rows[ROWS_MAX];
+    uint32_t n = argc > 4 ? context_rows(argv + 4, info->max_context, rows)
+                          : usual_rows(info->max_context, rows);
+    td_engine_limits limits = {.max_rows = CONTEXT, .max_seqs = BATCH_MAX};
+    for (uint32_t i = 0; i < n; i++) { /* blocks of the largest row */
+        uint32_t blocks =
+            (rows[i].batch ? rows[i].batch : 1) * ((rows[i].context + STEPS) / 64 + 2);
+        limits.n_blocks = blocks > limits.n_blocks ? blocks : limits.n_blocks;
+    }
     if (td_engine_open(m, &limits, &e, &err) < 0)
         die("engine", &err);
-    const td_model_info *info = td_model_get_info(m);
-    uint32_t context =
-        info->max_context < CONTEXT + STEPS + 2 ? info->max_context - STEPS - 2 : CONTEXT;
     printf("model %s  threads %u  act %s  load %.0f ms  weights %.1f MB\n", argv[1], o.n_threads,
-           td_dtype_name(act), load_ms, (double)info->weight_bytes / 1e6);
-    rate v[RUNS];
-    for (uint32_t chunk = 16; chunk <= context; chunk *= 4) {
-        for (int i = 0; i < RUNS; i++)
-            v[i] = prefill(e, context, chunk, (uint64_t)i + 1);
-        print("prefill", context, "tokens, chunk", chunk, v);
-    }
-    static const uint32_t batches[] = {1, 2, 4, 8, 16};
-    for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
-        for (int i = 0; i < RUNS; i++)
-            v[i] = decode(e, batches[b], context / 2);
-        print("decode", batches[b], "sequences, at", context / 2, v);
-    }
+           word, load_ms, (double)info->weight_bytes / 1e6);
+    td_roof_kind kind = kind_of(info);
+    printf(
+        "roof: reads of %u and of 1 threads %.1f and %.1f GB/s, %s multiplies and adds %.0f G/s\n",
+        o.n_threads, td_roof_read(o.n_threads), td_roof_read(1), td_roof_kinds[kind].name,
+        td_roof_operations(kind, o.n_threads));
+    run(e, kind, o.n_threads, rows, n);
     td_engine_free(e);
     td_model_free(m);
     return 0;
