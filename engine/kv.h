@@ -28,6 +28,7 @@ int td_kv_pool_open(const td_kv_layout *layout, uint32_t n_blocks, td_kv_pool **
                     td_err *reterr_err);
 void td_kv_pool_free(td_kv_pool *p);
 const td_kv_layout *td_kv_pool_layout(const td_kv_pool *p);
+/* Descriptor of the pool's memory, to lend it; negative when it is not in host memory. Borrowed. */
 int td_kv_pool_memfd(const td_kv_pool *p);
 void td_kv_pool_stats(const td_kv_pool *p, td_kv_stats *ret_stats);
 

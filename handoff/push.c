@@ -191,6 +191,8 @@ static void lend_pool(td_pusher *p, peer *e, const td_push_ticket *k, uint64_t n
     e->on_this_host = strncmp(e->endpoint, "ipc:", 4) == 0 || (known && strcmp(here, there) == 0);
     if (p->c.transport == TD_KV_ZMQ) {
         over_socket(p, e, "off", "kv-transport = zmq", 0);
+    } else if (td_kv_pool_memfd(p->c.pool) < 0) {
+        over_socket(p, e, "device", "our pool is in a device's memory", 0);
     } else if (!k->shm) {
         over_socket(p, e, "not_offered", "the decode worker offers none", 0);
     } else if (known && !e->on_this_host) {
