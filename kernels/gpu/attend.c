@@ -39,6 +39,8 @@ static uint32_t rows_aligned(const td_step *s, const td_k_attend *a, size_t size
 static void attend(td_queue *q, const td_step *s, td_k_attend *a, td_dtype kv, uint32_t list_max)
 {
     size_t size = td_dtype_bytes(kv);
+    if (!td_gpu_pool_type(q, kv))
+        return;
     if (a->value_dims > VALUE_DIMS_MAX) {
         td_gpu_fail(q, -E2BIG);
         return;
@@ -116,6 +118,8 @@ void td_gpu_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *m)
 void td_gpu_index_select(td_queue *q, const td_step *s, const td_index_select *m)
 {
     size_t size = td_dtype_bytes(m->index);
+    if (!td_gpu_pool_type(q, m->index))
+        return;
     uint32_t head_tiles = ceil_div(m->n_heads, HEADS), steps = ceil_div(m->dims, 32);
     td_k_index a = {.step = td_gpu_step(q, s),
                     .q = m->q,

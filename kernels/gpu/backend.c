@@ -59,6 +59,14 @@ void td_gpu_fail(td_queue *q, int code)
         q->error = code;
 }
 
+int td_gpu_pool_type(td_queue *q, td_dtype t)
+{
+    if (t == TD_F32 || t == TD_BF16)
+        return 1;
+    td_gpu_fail(q, -ENOTSUP);
+    return 0;
+}
+
 const td_step *td_gpu_step(td_queue *q, const td_step *s)
 {
     if (memcmp(&q->step, s, sizeof *s) != 0) {

@@ -41,6 +41,8 @@ void td_gpu_reduce_slices(td_queue *q, const td_step *s, const float *partial, u
 
 void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *w)
 {
+    if (!td_gpu_pool_type(q, w->kv))
+        return;
     td_k_mla_write a = {.step = td_gpu_step(q, s),
                         .kv_a = w->kv_a,
                         .norm = w->norm->data,
@@ -58,6 +60,8 @@ void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *w)
 
 void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *w)
 {
+    if (!td_gpu_pool_type(q, w->index))
+        return;
     td_k_index_write a = {.step = td_gpu_step(q, s),
                           .k = w->k,
                           .norm = w->norm->data,
@@ -75,6 +79,8 @@ void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *w)
 
 void td_gpu_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *w)
 {
+    if (!td_gpu_pool_type(q, w->kv))
+        return;
     td_k_gqa_write a = {.step = td_gpu_step(q, s),
                         .q = w->q,
                         .k = w->k,
