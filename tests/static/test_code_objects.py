@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guards the machine code of the GPU kernels, which no machine here can run: every kernel is there for gfx942 and gfx950,
 uses the matrix instruction of its type and 16-byte loads, keeps within tests/static/limits.csv, and needs no scratch
-memory. The same source compiled elsewhere gives the same bytes, and the build embeds them.
+memory; for sm_90 it compiles. The same source compiled elsewhere gives the same bytes, and the build embeds them.
 TD_UPDATE_LIMITS=1 writes the table anew. 77 = no compiler for it, with the reason."""
 import csv
 import os
@@ -126,6 +126,22 @@ def check_arch(arch, limits, measured):
         problems.append(f"{path.name} is not embedded in libtd_gpu_objects.a")
 
 
+def check_sm_90():
+    """No nvcc is needed to see that the third branch of the source compiles: clang makes PTX of it."""
+    flags = ("-x cuda --cuda-gpu-arch=sm_90 --cuda-device-only -nocudainc -nocudalib -std=c++17 -O2 -S -Xclang -target-feature "
+             "-Xclang +ptx80 -Wno-unknown-cuda-version -Werror -include tests/static/cuda_shim.h -I. -o -").split()
+    ptx = run(tool("clang++"), *flags, "kernels/hip/all.hip", cwd=ROOT)
+    parts = re.split(r"^\.visible \.entry (\w+)\(", ptx, flags=re.M)
+    code = dict(zip(parts[1::2], parts[2::2]))
+    for kernel in names():
+        if kernel not in code:
+            problems.append(f"{kernel}: not in the code for sm_90")
+        elif ".local" in code[kernel]:
+            problems.append(f"{kernel} on sm_90: needs local memory")
+        elif wants(kernel) == "bf16" and "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" not in code[kernel]:
+            problems.append(f"{kernel} on sm_90: lacks mma.sync of BF16")
+
+
 def main():
     for name in ("clang++", "ld.lld", "llvm-objdump", "llvm-readelf"):
         tool(name)
@@ -140,6 +156,7 @@ def main():
         limits = {(k, a): {"vgprs": 512, "sgpr_spills": 512} for k in names() for a in ARCHS}
     for arch in ARCHS:
         check_arch(arch, limits, measured)
+    check_sm_90()
     for kernel, arch in limits:
         if kernel not in names() or arch not in ARCHS:
             problems.append(f"limits.csv: {kernel} on {arch} does not exist")
