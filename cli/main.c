@@ -14,7 +14,7 @@ static int usage(FILE *out)
         "usage: tandem COMMAND [options]\n\n",
         td_version());
     for (const td_command *c = td_commands; c->name; c++)
-        fprintf(out, "  %-15s %-10s %s\n", c->name, c->args, c->help);
+        fprintf(out, "  %-15s %-18s %s\n", c->name, c->args, c->help);
     fprintf(out,
             "\n`tandem COMMAND --help` shows the options, `--help all` every one, `--help WORD` "
             "those that match.\n"
