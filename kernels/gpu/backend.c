@@ -3,6 +3,7 @@
 #include "kernels/gpu/backend.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +26,8 @@ static struct device {
     void *kernels[N_KERNELS];
     range owned[ALLOCATIONS_MAX]; /* device memory that copy() must tell from the host's */
     td_gpu_plan plan;
+    int load_error; /* of a weight's upload, negative errno */
+    char load_text[300];
     td_backend table;
 } device;
 
@@ -57,6 +60,14 @@ void td_gpu_fail(td_queue *q, int code)
 {
     if (q->error == 0)
         q->error = code;
+}
+
+void td_gpu_load_failed(int code)
+{
+    if (device.load_error)
+        return;
+    device.load_error = code;
+    snprintf(device.load_text, sizeof device.load_text, "%s", device.gpu->error);
 }
 
 int td_gpu_pool_type(td_queue *q, td_dtype t)
@@ -186,6 +197,9 @@ static void gpu_close(td_queue *q)
 static int gpu_open(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err)
 {
     td_gpu *g = td_gpu_device();
+    if (device.load_error)
+        return td_err_set(reterr_err, device.load_error, "weights did not reach the device: %s",
+                          device.load_text);
     td_queue *q = calloc(1, sizeof *q);
     if (!q)
         return td_err_set(reterr_err, -ENOMEM, "out of memory for the kernel queue");

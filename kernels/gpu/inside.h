@@ -42,6 +42,8 @@ td_gpu *td_gpu_device(void);
 td_gpu_plan td_gpu_current_plan(void);
 
 void td_gpu_fail(td_queue *q, int code);
+/* Filling a weight cannot fail by its signature: the next queue does not open instead. */
+void td_gpu_load_failed(int code);
 /* dev_step equals *s for what is queued from now on. Returns its address. */
 const td_step *td_gpu_step(td_queue *q, const td_step *s);
 void td_gpu_launch(td_queue *q, kernel_id k, uint64_t blocks, size_t lds_bytes, const void *args,

@@ -201,7 +201,8 @@ void td_gpu_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_row
     g->ops->stream_free(g, st.stream);
     free(st.buffer);
     pthread_mutex_unlock(&lock);
-    TD_BUG_ON(r < 0); /* a device that fails while loading has no way to say so here */
+    if (r < 0)
+        td_gpu_load_failed(r);
 }
 
 int td_gpu_vector_new(uint32_t n, const td_weight_src *src, td_tensor **ret_w)

@@ -466,6 +466,32 @@ static void a_captured_launch_reads_the_step_anew(void **state)
     check_guards();
 }
 
+static int no_upload(td_gpu *g, void *stream, void *dst, const void *src, size_t bytes)
+{
+    snprintf(g->error, sizeof g->error, "emu: upload: cable pulled");
+    return -EIO;
+}
+
+static void weights_that_do_not_arrive_open_no_queue(void **state)
+{
+    const td_gpu_ops *whole = emulated->ops;
+    td_gpu_ops broken = *whole;
+    broken.upload = no_upload;
+    emulated->ops = &broken;
+    td_tensor *w = random_weight(1, 20, 40);
+    emulated->ops = whole;
+    td_queue *q = NULL;
+    td_err err = {0};
+    td_backend_options o = {.act = TD_BF16, .n_threads = 1};
+    assert_int_equal(under->open(&o, &q, &err), -EIO);
+    assert_string_equal(err.text, "weights did not reach the device: emu: upload: cable pulled");
+    assert_null(q);
+    under->weight_free(w);
+    check_guards();
+    td_gpu_backend_close(); /* the failure belongs to this opening */
+    assert_int_equal(td_gpu_backend_open(emulated, "emu", &under, &err), 0);
+}
+
 static void what_it_cannot_do_is_refused(void **state)
 {
     const td_backend *second = NULL;
@@ -494,6 +520,7 @@ int main(void)
         cmocka_unit_test(cancelling_sums_stay_within_their_roundings),
         cmocka_unit_test(the_sampler_draws_the_id_that_the_cpu_draws),
         cmocka_unit_test(a_captured_launch_reads_the_step_anew),
+        cmocka_unit_test(weights_that_do_not_arrive_open_no_queue),
         cmocka_unit_test(what_it_cannot_do_is_refused),
     };
     RUN_FOR_EVERY_ISA(tests);
