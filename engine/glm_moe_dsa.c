@@ -97,7 +97,25 @@ static void select_positions(td_engine *e, const td_layer *l, uint32_t layer)
     probe_selection(e, layer);
 }
 
-/* o_proj leaves canonical K slices in partial. */
+void td_row_parallel(td_engine *e, const float *a, uint32_t k, const td_tensor *w)
+{
+    td_buffers *b = &e->buf;
+    int whole = e->be->sums_slices;
+    uint32_t width = e->model->config.hidden;
+    td_gemm g = {.a = a,
+                 .a_stride = k,
+                 .n_heads = 1,
+                 .epilogue = whole ? TD_EPI_SUM : TD_EPI_PARTIAL,
+                 .n_out = 1,
+                 .w = {w},
+                 .out = {whole ? b->delta : b->partial},
+                 .out_stride = {width},
+                 .slices = td_kplan_slices(k)};
+    e->be->gemm(e->queue, &e->step, &g);
+    if (!whole)
+        e->be->reduce_slices(e->queue, &e->step, b->partial, g.slices, width, b->delta);
+}
+
 static void attend(td_engine *e, const td_layer *l)
 {
     const td_config *c = &e->model->config;
@@ -141,16 +159,7 @@ static void attend(td_engine *e, const td_layer *l)
                      .out_stride = {c->n_heads * c->v_dims},
                      .out_head = c->v_dims};
     e->be->gemm(e->queue, &e->step, &value);
-    td_gemm out = {.a = b->o,
-                   .a_stride = c->n_heads * c->v_dims,
-                   .n_heads = 1,
-                   .epilogue = TD_EPI_PARTIAL,
-                   .n_out = 1,
-                   .w = {l->o},
-                   .out = {b->partial},
-                   .slices = td_kplan_slices(c->n_heads * c->v_dims)};
-    e->be->gemm(e->queue, &e->step, &out);
-    e->be->reduce_slices(e->queue, &e->step, b->partial, out.slices, c->hidden, b->delta);
+    td_row_parallel(e, b->o, c->n_heads * c->v_dims, l->o);
 }
 
 static void experts(td_engine *e, const td_layer *l, uint32_t layer)
@@ -187,9 +196,11 @@ static void experts(td_engine *e, const td_layer *l, uint32_t layer)
                   .shared_down = l->shared_down,
                   .slices = c->n_shared && shared < own ? shared : own,
                   .act = b->act,
-                  .partial = b->partial};
+                  .partial = b->partial,
+                  .out = e->be->sums_slices ? b->delta : NULL};
     e->be->moe(e->queue, &e->step, &moe);
-    e->be->reduce_slices(e->queue, &e->step, b->partial, moe.slices, c->hidden, b->delta);
+    if (!moe.out)
+        e->be->reduce_slices(e->queue, &e->step, b->partial, moe.slices, c->hidden, b->delta);
 }
 
 void td_dense_mlp(td_engine *e, const td_layer *l)
@@ -205,16 +216,7 @@ void td_dense_mlp(td_engine *e, const td_layer *l)
                   .out = {b->act},
                   .out_stride = {c->inter}};
     e->be->gemm(e->queue, &e->step, &up);
-    td_gemm down = {.a = b->act,
-                    .a_stride = c->inter,
-                    .n_heads = 1,
-                    .epilogue = TD_EPI_PARTIAL,
-                    .n_out = 1,
-                    .w = {l->down},
-                    .out = {b->partial},
-                    .slices = td_kplan_slices(c->inter)};
-    e->be->gemm(e->queue, &e->step, &down);
-    e->be->reduce_slices(e->queue, &e->step, b->partial, down.slices, c->hidden, b->delta);
+    td_row_parallel(e, b->act, c->inter, l->down);
 }
 
 void td_glm_moe_dsa_forward(td_engine *e)

@@ -114,7 +114,10 @@ void td_weights_free(td_model *m);
 /* One forward pass over the step's rows, up to the normed operand buf.h. */
 void td_glm_moe_dsa_forward(td_engine *e);
 void td_qwen3_forward(td_engine *e);
-/* SwiGLU shared by both, in glm_moe_dsa.c: buf.h -> buf.delta. */
+/* Shared by both, in glm_moe_dsa.c. A row-parallel product of operand a [T][K]: canonical slices
+ * and their tree, into buf.delta. */
+void td_row_parallel(td_engine *e, const float *a, uint32_t k, const td_tensor *w);
+/* SwiGLU: buf.h -> buf.delta. */
 void td_dense_mlp(td_engine *e, const td_layer *l);
 /* seq.c: rows of n more tokens are computed; index the blocks that became full. */
 void td_seq_advance(td_seq *s, size_t n);

@@ -4,7 +4,6 @@
 #include <math.h>
 
 #include "engine/internal.h"
-#include "kernels/kplan.h"
 
 #include "base/banned.h"
 
@@ -44,16 +43,7 @@ static void attend(td_engine *e, const td_layer *l)
                          .layer_offset = l->kv_offset,
                          .o = b->o};
     e->be->attend_gqa(e->queue, &e->step, &att);
-    td_gemm out = {.a = b->o,
-                   .a_stride = c->n_heads * c->head_dim,
-                   .n_heads = 1,
-                   .epilogue = TD_EPI_PARTIAL,
-                   .n_out = 1,
-                   .w = {l->o},
-                   .out = {b->partial},
-                   .slices = td_kplan_slices(c->n_heads * c->head_dim)};
-    e->be->gemm(e->queue, &e->step, &out);
-    e->be->reduce_slices(e->queue, &e->step, b->partial, out.slices, c->hidden, b->delta);
+    td_row_parallel(e, b->o, c->n_heads * c->head_dim, l->o);
 }
 
 void td_qwen3_forward(td_engine *e)

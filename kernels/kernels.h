@@ -74,8 +74,9 @@ typedef enum td_epilogue {
     TD_EPI_F32,      /* out[i] f32 [T][..][N] */
     TD_EPI_OPERAND,  /* rounded to act: the operand of a later GEMM */
     TD_EPI_SILU_MUL, /* w[0] gate, w[1] up: out[0] = operand silu(gate) * up */
-    TD_EPI_PARTIAL   /* out[0] f32 [S][T][N], S = td_kplan_slices(K) (see moe for the one exception)
+    TD_EPI_PARTIAL,  /* out[0] f32 [S][T][N], S = td_kplan_slices(K) (see moe for the one exception)
                       */
+    TD_EPI_SUM       /* out[0] f32 [T][N]: PARTIAL and reduce_slices in one, where sums_slices */
 } td_epilogue;
 
 enum { TD_GEMM_OUTPUTS_MAX = 4 };
@@ -92,7 +93,7 @@ typedef struct td_gemm {
     float *out[TD_GEMM_OUTPUTS_MAX];
     uint32_t out_stride[TD_GEMM_OUTPUTS_MAX]; /* elements between rows */
     uint32_t out_head;                        /* elements between heads */
-    uint32_t slices;                          /* TD_EPI_PARTIAL: S */
+    uint32_t slices;                          /* TD_EPI_PARTIAL, TD_EPI_SUM: S */
 } td_gemm;
 
 typedef struct td_rope_form {
@@ -206,6 +207,7 @@ typedef struct td_moe {
     uint32_t slices; /* smallest of the members' canonical slices */
     float *act;      /* work space, td_moe_act_elems() floats */
     float *partial;  /* [S][T][D] */
+    float *out; /* NULL, or [T][D] where sums_slices: the slices' tree; partial is not written */
 } td_moe;
 
 typedef struct td_backend_options {
@@ -221,7 +223,8 @@ typedef struct td_backend_options {
 
 typedef struct td_backend {
     const char *name, *isa;
-    int act_i8; /* heeds td_backend_options.act_i8; others ignore it */
+    int act_i8;      /* heeds td_backend_options.act_i8; others ignore it */
+    int sums_slices; /* knows TD_EPI_SUM and td_moe.out */
 
     int (*open)(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err);
     void (*close)(td_queue *q);

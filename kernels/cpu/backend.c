@@ -86,13 +86,13 @@ static int open_avx512bf16(const td_backend_options *o, td_queue **ret_queue, td
 /* What the tables share. The reference's own ops are those whose cost does not show beside a
  * product. */
 #define CPU_OPS                                                                                    \
-    .name = "cpu", .act_i8 = 1, .close = cpu_close, .finish = td_ref_finish,                       \
+    .name = "cpu", .act_i8 = 1, .sums_slices = 1, .close = cpu_close, .finish = td_ref_finish,     \
     .mem_alloc = td_ref_mem_alloc, .mem_free = td_ref_mem_free, .copy = td_ref_copy,               \
     .weight_new = td_cpu_weight_new, .weight_fill = td_cpu_weight_fill,                            \
     .vector_new = td_cpu_vector_new, .weight_free = td_cpu_weight_free,                            \
     .weight_bytes = td_cpu_weight_bytes, .layout = "cpu-panels-2",                                 \
     .weight_packed = td_cpu_weight_packed, .weight_map = td_cpu_weight_map, .embed = td_cpu_embed, \
-    .add_norm = td_ref_add_norm, .gemm = td_cpu_gemm, .mla_write = td_ref_mla_write,               \
+    .add_norm = td_cpu_add_norm, .gemm = td_cpu_gemm, .mla_write = td_ref_mla_write,               \
     .index_write = td_ref_index_write, .gqa_write = td_ref_gqa_write, .route = td_cpu_route,       \
     .moe = td_cpu_moe, .reduce_slices = td_ref_reduce_slices, .logits = td_cpu_logits,             \
     .sample = td_ref_sample, .index_select = td_cpu_index_select, .attend_mla = td_cpu_attend_mla, \

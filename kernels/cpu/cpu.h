@@ -18,7 +18,8 @@ enum {
     CPU_PANELS_MAX = 8,   /* panels of a register tile */
     CPU_PANELS_MANY = 4,  /* panels that many rows meet together: their block stays in L1 and L2 */
     CPU_CHUNK_TILES = 16, /* tiles of rows that a thread keeps sums of */
-    /* sums of such a chunk, twice: gate and up */
+    /* sums of such a chunk, twice: gate and up. Or four times of half as many panels (many rows
+     * meet two at a time): the levels of eight slices' tree */
     CPU_WORK_FLOATS = 2 * CPU_CHUNK_TILES * CPU_ROWS_MAX * CPU_PANELS_MANY * LANES,
     CPU_COST_ALONE = 1 << 16, /* products: below, waking a thread costs more than it brings */
 };
@@ -55,6 +56,15 @@ typedef struct cpu_tile {
 
 typedef void (*cpu_tile_fn)(const cpu_tile *t);
 
+/* One row of add_norm. */
+typedef struct cpu_norm {
+    float *x, *out, *out_f32;
+    const float *delta, *w;
+    float eps;
+    uint32_t width;
+    int round; /* out to BF16 */
+} cpu_norm;
+
 /* What one instruction set brings. tile[path][rows - 1][log2(panels)]: NULL where registers do not
  * suffice; one panel always exists up to rows. */
 typedef struct cpu_kernels {
@@ -66,6 +76,8 @@ typedef struct cpu_kernels {
     void (*to_bf16)(const float *src, uint32_t *dst, size_t n_words);
     /* CPU_I8_WORDS of 32 floats */
     void (*to_i8)(const float *src, uint32_t *dst);
+    /* The reference's bits. */
+    void (*add_norm)(const cpu_norm *a);
 } cpu_kernels;
 
 extern const cpu_kernels td_cpu_avx2, td_cpu_avx512, td_cpu_avx512bf16;
@@ -181,6 +193,8 @@ int td_cpu_weight_map(td_weight_format format, uint32_t n_slabs, uint32_t n, uin
 void td_cpu_weight_row(const td_tensor *w, uint32_t n, float *ret_row);
 
 /* Ops. */
+void td_cpu_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,
+                     const td_tensor *w, float eps, uint32_t width, float *out, float *out_f32);
 void td_cpu_embed(td_queue *q, const td_step *s, const td_tensor *table, float *x);
 void td_cpu_gemm(td_queue *q, const td_step *s, const td_gemm *g);
 void td_cpu_logits(td_queue *q, const td_step *s, const float *h, const td_tensor *head,

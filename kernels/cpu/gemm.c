@@ -335,6 +335,26 @@ static void leave_partial(const gemm_job *j, uint32_t slice, uint32_t panel, uin
         memcpy(out + (size_t)r * width, sums + (size_t)r * count * LANES, lanes * sizeof *out);
 }
 
+static void add(float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        a[i] += b[i];
+}
+
+/* The tree ((0+1)+(2+3))+((4+5)+(6+7)) as slices come: a sum of 2^l slices meets its neighbour.
+ * sums holds a buffer for each level, and ends with the whole in the first. */
+static void sum_slices(const gemm_job *j, uint32_t panel, uint32_t count, uint32_t t0, uint32_t t1,
+                       size_t size, float *sums)
+{
+    const td_gemm *g = j->g;
+    uint32_t step = g->w[0]->k / g->slices, held = 0;
+    for (uint32_t s = 0; s < g->slices; s++) {
+        multiply(j, 0, 0, panel, count, t0, t1, s * step, (s + 1) * step, sums + held++ * size);
+        for (uint32_t done = s + 1; done % 2 == 0; done /= 2, held--)
+            add(sums + (held - 2) * size, sums + (held - 1) * size, size);
+    }
+}
+
 /* All slices of a few panels before the next panels. */
 static void slices(const gemm_job *j, uint32_t panel, uint32_t count, uint32_t t0, uint32_t t1,
                    float *sums)
@@ -345,6 +365,11 @@ static void slices(const gemm_job *j, uint32_t panel, uint32_t count, uint32_t t
     uint32_t r0 = cpu_tile_row(rows, t0), n = cpu_tile_row(rows, t1) - r0;
     for (uint32_t x = 0; x < count; x += width) {
         uint32_t some = count - x < width ? count - x : width;
+        if (g->epilogue == TD_EPI_SUM) {
+            sum_slices(j, panel + x, some, t0, t1, (size_t)n * some * LANES, sums);
+            leave(j, 0, 0, panel + x, some, r0, n, sums);
+            continue;
+        }
         for (uint32_t s = 0; s < g->slices; s++) {
             multiply(j, 0, 0, panel + x, some, t0, t1, s * step, (s + 1) * step, sums);
             leave_partial(j, s, panel + x, some, r0, n, sums);
@@ -366,7 +391,7 @@ static void gemm_item(void *arg, uint32_t item, uint32_t thread)
     for (uint32_t t0 = 0, t1; t0 < rows->n_tiles; t0 = t1) {
         t1 = rows->n_tiles - t0 > CPU_CHUNK_TILES ? t0 + CPU_CHUNK_TILES : rows->n_tiles;
         uint32_t r0 = cpu_tile_row(rows, t0), n = cpu_tile_row(rows, t1) - r0;
-        if (g->epilogue == TD_EPI_PARTIAL) {
+        if (g->epilogue == TD_EPI_PARTIAL || g->epilogue == TD_EPI_SUM) {
             slices(j, panel, count, t0, t1, sums);
             continue;
         }
@@ -484,4 +509,29 @@ void td_cpu_embed(td_queue *q, const td_step *s, const td_tensor *table, float *
 {
     embed_job j = {s, table, x};
     td_cpu_run(cpu_queue_of(q), embed_item, &j, s->n_rows, (size_t)s->n_rows * table->k);
+}
+
+typedef struct norm_job {
+    const cpu_queue *c;
+    cpu_norm first; /* of row 0 */
+} norm_job;
+
+static void norm_item(void *arg, uint32_t t, uint32_t thread)
+{
+    const norm_job *j = arg;
+    cpu_norm a = j->first;
+    size_t at = (size_t)t * a.width;
+    a.x += at;
+    a.out += at;
+    a.out_f32 = a.out_f32 ? a.out_f32 + at : NULL;
+    a.delta = a.delta ? a.delta + at : NULL;
+    j->c->kernels->add_norm(&a);
+}
+
+void td_cpu_add_norm(td_queue *q, const td_step *s, float *x, const float *delta,
+                     const td_tensor *w, float eps, uint32_t width, float *out, float *out_f32)
+{
+    cpu_queue *c = cpu_queue_of(q);
+    norm_job j = {c, {x, out, out_f32, delta, w->data, eps, width, c->q.o.act == TD_BF16}};
+    td_cpu_run(c, norm_item, &j, s->n_rows, (size_t)s->n_rows * width * 4);
 }

@@ -264,6 +264,20 @@ static void combine(const moe_job *j, uint32_t row, const float *y, size_t width
     memcpy(out, sum, lanes * sizeof *out);
 }
 
+/* All slices of a row and their tree. */
+static void combine_slices(const moe_job *j, uint32_t row, const float *y, size_t plane,
+                           size_t width, uint32_t lanes, float *out)
+{
+    float sums[TD_KPLAN_SLICES_MAX][CPU_PANELS_MAX * LANES];
+    for (uint32_t s = 0; s < j->a->slices; s++)
+        combine(j, row, y + s * plane, width, (uint32_t)width, sums[s]);
+    for (uint32_t step = 1; step < j->a->slices; step *= 2)
+        for (uint32_t s = 0; s < j->a->slices; s += 2 * step)
+            for (size_t l = 0; l < width; l++)
+                sums[s][l] += sums[s + step][l];
+    memcpy(out, sums[0], lanes * sizeof *out);
+}
+
 /* Some panels of every expert's down, all rows and slices. */
 static void down_item(void *arg, uint32_t item, uint32_t thread)
 {
@@ -285,6 +299,12 @@ static void down_item(void *arg, uint32_t item, uint32_t thread)
                 multiply(j, down, slab, panel + x, count - x < some ? count - x : some, &rows, 0,
                          rows.n_tiles, s * step, (s + 1) * step,
                          y + s * plane + j->start[e] * width + (size_t)x * LANES, width);
+    }
+    if (a->out) {
+        for (uint32_t r = 0; r < j->n_rows; r++)
+            combine_slices(j, r, y, plane, width, lanes,
+                           a->out + (size_t)(j->row0 + r) * a->down->n + (size_t)panel * LANES);
+        return;
     }
     for (uint32_t s = 0; s < a->slices; s++)
         for (uint32_t r = 0; r < j->n_rows; r++)

@@ -144,6 +144,14 @@ static void slices_and_their_tree(void **state)
                      .slices = slices};
         under->gemm(q, &st, &g);
         under->reduce_slices(q, &st, p, slices, N, out);
+        if (under->sums_slices) { /* the same in one: the same bits */
+            float *whole = floats(T * N);
+            g.epilogue = TD_EPI_SUM;
+            g.out[0] = whole;
+            g.out_stride[0] = N;
+            under->gemm(q, &st, &g);
+            assert_memory_equal(whole, out, T * N * sizeof *out);
+        }
         for (uint32_t t = 0; t < T; t++)
             for (uint32_t n = 0; n < N; n++) {
                 for (uint32_t s = 0; s < slices; s++)

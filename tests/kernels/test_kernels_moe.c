@@ -182,6 +182,13 @@ static void experts_case(td_weight_format format, td_dtype act_type, double tole
                     }
                     near((double)out[t * D + d], want, tolerance, "moe", t * D + d);
                 }
+            if (under->sums_slices) { /* slices and tree in one: the same bits */
+                float *whole = floats((size_t)t_max * D);
+                m.out = whole;
+                under->moe(q, &st, &m);
+                assert_memory_equal(whole, out, (size_t)t_max * D * sizeof *out);
+                m.out = NULL;
+            }
             /* the first row alone gives the same bits */
             float *alone = floats((size_t)SLICES * D), *first = floats(D);
             st.n_rows = 1;
