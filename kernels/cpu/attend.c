@@ -50,7 +50,7 @@ typedef struct tile {
  * group g in row i. */
 typedef struct block {
     uint32_t t, n_rows, group0, n_groups, head0, n_heads;
-    float *keys; /* turned */
+    float *keys; /* a block of dims, turned */
     float *values, *q, *p, *alpha;
     uint32_t *n; /* ranks of the tile at hand that a query sees */
     states sum, cur;
@@ -132,12 +132,6 @@ static void load_values(const attend_job *j, const block *b, const tile *x, size
     }
 }
 
-static void load_tile(const attend_job *j, const block *b, const tile *x, uint32_t group)
-{
-    j->f->turn(x->rows, key_at(j, group), j->key_dims, j->kv == TD_BF16, b->keys);
-    load_values(j, b, x, value_at(j, group));
-}
-
 /* ---- one tile, one split, one block ---- */
 
 /* First row of the block that sees rank r0; rows behind it see more. */
@@ -149,12 +143,14 @@ static uint32_t first_row(const attend_job *j, const block *b, uint32_t r0)
     return i;
 }
 
-/* The queries [q0, q0 + n_q) of one group meet the loaded tile. */
-static void meet(const attend_job *j, const block *b, uint32_t q0, uint32_t n_q, const states *st)
+/* The queries [q0, q0 + n_q) of a group meet a tile whose values are loaded. */
+static void meet(const attend_job *j, const block *b, const tile *x, uint32_t group, uint32_t q0,
+                 uint32_t n_q, const states *st)
 {
     const uint32_t *n = b->n + q0 % (b->n_rows * b->n_heads);
     float *p = b->p, *alpha = b->alpha, *o = st->o + q0 * b->out_stride;
-    j->f->dots(b->q + q0 * b->q_stride, b->q_stride, n_q, b->keys, j->key_dims, j->scale, p);
+    attend_scores(j->f, x->rows, key_at(j, group), j->key_dims, j->kv, b->keys,
+                  b->q + q0 * b->q_stride, b->q_stride, n_q, j->scale, p);
     j->f->shift(p, n, n_q, st->m + q0, alpha);
     td_exp_n(p, p, (size_t)n_q * ATTEND_TILE);
     td_exp_n(alpha, alpha, n_q);
@@ -181,14 +177,14 @@ static void add_tile(const attend_job *j, const block *b, uint32_t r0, const sta
     uint32_t last = b->t + b->n_rows - 1, next = r0 + ATTEND_TILE;
     count_ranks(j, b, row0, r0);
     for (uint32_t g = 0; g < b->n_groups; g++) {
-        load_tile(j, b, &x[0], b->group0 + g);
+        load_values(j, b, &x[0], value_at(j, b->group0 + g));
         if (g + 1 < b->n_groups) {
             fetch(j, &x[0], b->group0 + g + 1);
         } else if (next < length(j, last)) {
             find_tile(j, last, next, &x[1]);
             fetch(j, &x[1], b->group0);
         }
-        meet(j, b, g * all + skip, all - skip, st);
+        meet(j, b, &x[0], b->group0 + g, g * all + skip, all - skip, st);
     }
 }
 
@@ -283,7 +279,7 @@ static size_t work_floats(const attend_job *j)
 {
     size_t k = attend_stride(j->key_dims), o = attend_stride(j->value_dims);
     size_t q = (size_t)j->most * j->part_groups * j->group_heads;
-    return attend_turned(j->key_dims) + ATTEND_TILE * o + q * (k + ATTEND_TILE + 2 * o + 6) + 16;
+    return ATTEND_TURNED + ATTEND_TILE * o + q * (k + ATTEND_TILE + 2 * o + 6) + 16;
 }
 
 static states take_states(float **p, size_t n, size_t out_stride)
@@ -311,7 +307,7 @@ static block open_block(const attend_job *j, uint32_t item, float *work)
     b.out_stride = attend_stride(j->value_dims);
     size_t n = (size_t)b.n_groups * b.n_rows * b.n_heads;
     b.keys = work;
-    b.values = b.keys + attend_turned(j->key_dims);
+    b.values = b.keys + ATTEND_TURNED;
     b.q = b.values + ATTEND_TILE * b.out_stride;
     b.p = b.q + n * b.q_stride;
     work = b.p + n * ATTEND_TILE;

@@ -22,9 +22,10 @@ typedef struct cpu_attend {
     /* n values, BF16 or f32, at bytes behind the begin of each of 64 rows become columns:
      * dst[d][row], d < n rounded up to 32. */
     void (*turn)(const uint8_t *const *rows, size_t at, uint32_t n, int bf16, float *dst);
-    /* p[i][r] = q[i] . k[.][r] * scale for 64 columns r of k [dims][64]; p rows of 64. */
-    void (*dots)(const float *q, size_t q_stride, uint32_t n_q, const float *k, uint32_t dims,
-                 float scale, float *p);
+    /* p[i][r] = (the sum so far, unless first, + q[i] . k[.][r] over n <= ATTEND_DIMS dims) *
+     * scale, for 64 columns r of k [n][64]; p rows of 64. */
+    void (*dots)(const float *q, size_t q_stride, uint32_t n_q, const float *k, uint32_t n,
+                 int first, float scale, float *p);
     /* For each query: m = max(m, p[0 .. n)); p -= m; p = -infinity from n on; alpha = old m - m. */
     void (*shift)(float *p, const uint32_t *n, uint32_t n_q, float *m, float *alpha);
     /* l = l * alpha + the sum of p[0 .. 64). */
@@ -63,10 +64,20 @@ static inline size_t attend_pad(size_t n)
     return (n + 15) / 16 * 16;
 }
 
-/* Floats of a tile that turn() fills. */
-static inline size_t attend_turned(size_t dims)
+/* A block of dims that turn() fills and dots() reads before the next: it never leaves the first
+ * cache. */
+enum { ATTEND_TURNED = ATTEND_DIMS * ATTEND_TILE };
+
+/* p[i][r] = q[i] . row r * scale over all dims, which begin at bytes behind each row's begin. */
+static inline void attend_scores(const cpu_attend *f, const uint8_t *const *rows, size_t at,
+                                 uint32_t dims, td_dtype type, float *turned, const float *q,
+                                 size_t q_stride, uint32_t n_q, float scale, float *p)
 {
-    return (dims + 31) / 32 * 32 * ATTEND_TILE;
+    for (uint32_t d = 0; d < dims; d += ATTEND_DIMS) {
+        uint32_t n = dims - d < ATTEND_DIMS ? dims - d : ATTEND_DIMS;
+        f->turn(rows, at + d * td_dtype_bytes(type), n, type == TD_BF16, turned);
+        f->dots(q + d, q_stride, n_q, turned, n, d == 0, d + n == dims ? scale : 1.0f, p);
+    }
 }
 
 /* An odd number of cache lines, so that a column of a tile meets every set of the cache. */

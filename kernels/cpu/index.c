@@ -9,6 +9,7 @@
 #include "base/banned.h"
 
 enum {
+    AHEAD = 3,    /* tiles from the word to memory to their use */
     QUERIES = 64, /* rows x heads of a block */
     DIGIT = 21,   /* the first count is by the upper 11 bits */
     DIGITS = 1 << 11,
@@ -41,7 +42,7 @@ static size_t queries(const td_index_select *a)
 static size_t work_floats(const index_job *j)
 {
     size_t k = attend_stride(j->a->dims), q = queries(j->a);
-    size_t score = attend_turned(j->a->dims) + q * (k + ATTEND_TILE + 1);
+    size_t score = ATTEND_TURNED + q * (k + ATTEND_TILE + 1);
     size_t select = 2 * (j->stride + 16);
     return score > select ? score : select;
 }
@@ -54,7 +55,7 @@ static score_block open_block(const index_job *j, uint32_t item, float *work)
     b.n_queries = b.n_rows * j->a->n_heads;
     b.q_stride = attend_stride(j->a->dims);
     b.keys = work;
-    b.q = b.keys + attend_turned(j->a->dims);
+    b.q = b.keys + ATTEND_TURNED;
     b.dots = b.q + n * b.q_stride;
     b.w = b.dots + n * ATTEND_TILE;
     return b;
@@ -70,18 +71,20 @@ static void load_queries(const index_job *j, const score_block *b)
     }
 }
 
-static void load_keys(const index_job *j, const score_block *b, uint32_t p0, uint32_t n)
+/* Rows of the pool with keys [p0, p0 + n), the last repeated; and a word to memory of what comes
+ * AHEAD tiles later. */
+static void find_keys(const index_job *j, const score_block *b, uint32_t p0, uint32_t n,
+                      const uint8_t *ret_rows[ATTEND_TILE])
 {
     const td_index_select *a = j->a;
     size_t bytes = a->dims * td_dtype_bytes(a->index);
-    const uint8_t *rows[ATTEND_TILE];
-    rows[0] = ref_kv_row(j->s, b->t, p0, a->layer_offset, bytes);
+    uint32_t later = p0 + AHEAD * ATTEND_TILE;
+    ret_rows[0] = ref_kv_row(j->s, b->t, p0, a->layer_offset, bytes);
     for (uint32_t i = 1; i < ATTEND_TILE; i++)
-        rows[i] = rows[0] + (i < n ? i : n - 1) * bytes;
-    j->f->turn(rows, 0, a->dims, a->index == TD_BF16, b->keys);
-    if (p0 + ATTEND_TILE > j->s->positions[b->t + b->n_rows - 1])
+        ret_rows[i] = ret_rows[0] + (i < n ? i : n - 1) * bytes;
+    if (later > j->s->positions[b->t + b->n_rows - 1])
         return;
-    const uint8_t *next = ref_kv_row(j->s, b->t, p0 + ATTEND_TILE, a->layer_offset, bytes);
+    const uint8_t *next = ref_kv_row(j->s, b->t, later, a->layer_offset, bytes);
     for (size_t at = 0; at < ATTEND_TILE * bytes; at += 64)
         __builtin_prefetch(next + at, 0, 2);
 }
@@ -92,12 +95,13 @@ static void score_tile(const index_job *j, const score_block *b, uint32_t p0)
     const td_index_select *a = j->a;
     uint32_t end = j->s->positions[b->t + b->n_rows - 1] + 1, row0 = 0;
     uint32_t n = end - p0 < ATTEND_TILE ? end - p0 : ATTEND_TILE;
+    const uint8_t *rows[ATTEND_TILE];
     while (j->s->positions[b->t + row0] < p0) /* the tile lies in these rows' future */
         row0++;
-    load_keys(j, b, p0, n);
+    find_keys(j, b, p0, n, rows);
     uint32_t q0 = row0 * a->n_heads, n_q = b->n_queries - q0;
-    j->f->dots(b->q + q0 * b->q_stride, b->q_stride, n_q, b->keys, a->dims, 1.0f,
-               b->dots + (size_t)q0 * ATTEND_TILE);
+    attend_scores(j->f, rows, 0, a->dims, a->index, b->keys, b->q + q0 * b->q_stride, b->q_stride,
+                  n_q, 1.0f, b->dots + (size_t)q0 * ATTEND_TILE);
     for (uint32_t i = row0; i < b->n_rows; i++) {
         float out[ATTEND_TILE];
         uint32_t t = b->t + i, left = j->s->positions[t] + 1 - p0;
