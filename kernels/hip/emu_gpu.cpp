@@ -14,6 +14,21 @@ struct td_emu_kernel {
 };
 extern "C" const td_emu_kernel td_emu_kernels_64[], td_emu_kernels_32[];
 
+/* Under AddressSanitizer device memory of a guarded emulation is poisoned while the host runs. */
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN 1
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#endif
+
 namespace
 {
 
@@ -34,10 +49,18 @@ struct stream {
     bool capturing;
 };
 
+struct allocation {
+    allocation *next;
+    void *p;
+    size_t bytes;
+};
+
 struct emu_gpu {
     td_gpu gpu;
     const td_emu_kernel *kernels;
     uint32_t order;
+    bool guarded;
+    allocation *memory;
 };
 
 enum { LDS_BYTES = 64 << 10 };
@@ -53,8 +76,20 @@ int fail(td_gpu *g, int code, const char *what, const char *detail)
     return code;
 }
 
+/* Let the device (or, after it, nobody) at its memory. */
+void open_memory(td_gpu *g, bool open)
+{
+    for (allocation *a = of(g)->guarded ? of(g)->memory : nullptr; a; a = a->next) {
+        if (open)
+            ASAN_UNPOISON_MEMORY_REGION(a->p, a->bytes);
+        else
+            ASAN_POISON_MEMORY_REGION(a->p, a->bytes);
+    }
+}
+
 void run_node(td_gpu *g, const node *n)
 {
+    open_memory(g, true);
     if (n->kernel)
         td_emu::run(n->kernel->fn, n->args,
                     {n->dim.grid, n->dim.block, n->dim.lds_bytes, g->wave, of(g)->order});
@@ -62,6 +97,7 @@ void run_node(td_gpu *g, const node *n)
         memcpy(n->dst, n->src, n->bytes);
     else
         memset(n->dst, n->value, n->bytes);
+    open_memory(g, false);
 }
 
 int add(td_gpu *g, void *s, const node *n)
@@ -91,21 +127,50 @@ int use(td_gpu *)
     return 0;
 }
 
-/* Never zero, so that nothing relies on it. */
-void *mem_alloc(td_gpu *g, size_t bytes)
+void *host_alloc(td_gpu *g, size_t bytes)
 {
     size_t n = (bytes + 64) / 64 * 64;
     void *p = aligned_alloc(64, n);
     if (p)
-        memset(p, 0xa5, n);
+        memset(p, 0xa5, n); /* never zero, so that nothing relies on it */
     else
-        fail(g, -ENOMEM, "device memory", "out of memory");
+        fail(g, -ENOMEM, "memory", "out of memory");
     return p;
 }
 
-void mem_free(td_gpu *, void *p)
+void host_free(td_gpu *, void *p)
 {
     free(p);
+}
+
+void *mem_alloc(td_gpu *g, size_t bytes)
+{
+    allocation *a = static_cast<allocation *>(malloc(sizeof *a));
+    void *p = a ? host_alloc(g, bytes) : nullptr;
+    if (!p) {
+        free(a);
+        return nullptr;
+    }
+    *a = {of(g)->memory, p, bytes};
+    of(g)->memory = a;
+    open_memory(g, false);
+    return p;
+}
+
+void mem_free(td_gpu *g, void *p)
+{
+    for (allocation **at = &of(g)->memory; *at; at = &(*at)->next) {
+        allocation *a = *at;
+        if (a->p != p)
+            continue;
+        *at = a->next;
+        ASAN_UNPOISON_MEMORY_REGION(p, a->bytes);
+        free(p);
+        free(a);
+        return;
+    }
+    if (p)
+        abort(); /* not from here, or freed before */
 }
 
 int mem_info(td_gpu *, size_t *ret_free, size_t *ret_total)
@@ -238,8 +303,10 @@ td_gpu_ops make_ops()
     td_gpu_ops o = {};
     o.close = close_gpu;
     o.use = use;
-    o.mem_alloc = o.host_alloc = mem_alloc;
-    o.mem_free = o.host_free = mem_free;
+    o.mem_alloc = mem_alloc;
+    o.mem_free = mem_free;
+    o.host_alloc = host_alloc;
+    o.host_free = host_free;
     o.mem_info = mem_info;
     o.upload = o.download = o.copy = transfer;
     o.fill = fill;
@@ -280,4 +347,9 @@ extern "C" td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order)
     e->kernels = wave == 64 ? td_emu_kernels_64 : td_emu_kernels_32;
     e->order = order;
     return g;
+}
+
+extern "C" void td_emu_gpu_guard(td_gpu *g)
+{
+    of(g)->guarded = true;
 }

@@ -14,6 +14,10 @@ extern "C" {
  * out of memory. */
 td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order);
 
+/* From now on the host may not touch device memory: under AddressSanitizer an access outside
+ * launches and copies is an error; elsewhere nothing changes. */
+void td_emu_gpu_guard(td_gpu *g);
+
 #ifdef __cplusplus
 }
 #endif
