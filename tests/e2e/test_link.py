@@ -50,12 +50,36 @@ class Cluster:
     def __init__(self, keys, host, peers=None, start=("router", "prefill", "decode"), extra=None):
         self.extra = extra or {}  # role -> more options
         self.keys, self.link_host, self.peers, self.procs, self.logs = pathlib.Path(keys), host, peers or {}, {}, {}
-        self.control, self.rpc = (f"tcp://{host}:{free_port(host)}" for _ in range(2))
         self.tmp = tempfile.TemporaryDirectory()
-        for name in start:
-            self.start(name)
-        if "router" in start:
-            self.host, self.port = "127.0.0.1", int(self.wait_log("router", r"http=127.0.0.1:(\d+)"))
+        try:
+            self.open_doors()
+            for name in start:
+                if name != "router":
+                    self.start(name)
+        except BaseException:
+            self.__exit__(True, None, None)
+            raise
+
+    def open_doors(self):
+        """The router on ports that are free; somebody else may take one before it does."""
+        for _ in range(5):
+            self.control, self.rpc = (f"tcp://{self.link_host}:{free_port(self.link_host)}" for _ in range(2))
+            self.start("router")
+            if m := self.first_log("router"):
+                self.host, self.port = "127.0.0.1", int(m)
+                return
+        raise AssertionError(self.messages())
+
+    def first_log(self, name):
+        """The HTTP port, or None when the process ended because a port was taken."""
+        end = time.monotonic() + 20 * SLOW
+        while self.procs[name].poll() is None:
+            check(time.monotonic() < end, f"{name} is silent:\n{self.log(name)}")
+            if m := re.search(r"http=127.0.0.1:(\d+)", self.log(name)):
+                return m.group(1)
+            time.sleep(0.02)
+        check("already in use" in self.log(name), self.log(name))
+        return None
 
     def start(self, role, name=None, secret=None):
         name = name or (role if role == "router" else role + "-1")
@@ -107,7 +131,10 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
+        ends = {name: p.returncode for name, p in self.procs.items()}
+        said = self.messages()[-4000:]
         self.tmp.cleanup()
+        check(kind or not any(ends.values()), f"not all ended well: {ends}\n{said}")
 
 
 def answer(s):
@@ -161,8 +188,10 @@ def shared_memory_beside_keys():
 def keys_in_serve():
     with tempfile.TemporaryDirectory() as tmp:
         make_keys(f"{tmp}/keys", "--prefill", "2")
-        with Server() as a, Server("--keys", f"{tmp}/keys", "--prefill", "2", "--rpc-listen", f"ipc://{tmp}/rpc.sock") as b:
-            check(answer(a) == answer(b), "tokens depend on keys")
+        with Server() as s:
+            one = answer(s)
+        with Server("--keys", f"{tmp}/keys", "--prefill", "2", "--rpc-listen", f"ipc://{tmp}/rpc.sock") as s:
+            check(answer(s) == one, "tokens depend on keys")
             example(f"ipc://{tmp}/rpc.sock", "--secret", f"{tmp}/keys/client-1.secret", "--server", f"{tmp}/keys/router.public")
             r = example(f"ipc://{tmp}/rpc.sock", "--timeout", "5", expect=1)
             check("one side has keys" in r.stderr, r.stderr)
