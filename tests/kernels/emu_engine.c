@@ -6,7 +6,6 @@
 
 #include <math.h>
 
-#define TD_TEST_EMU_UNGUARDED
 #include "tests/kernels/emu_util.h"
 
 /* 40 tokens are more than the models' index_topk of 32: some positions are left out. */

@@ -14,9 +14,7 @@ static inline void open_emulation(uint32_t wave, uint32_t order, const td_backen
     td_err err = {0};
     emulated = td_emu_gpu_new(wave, order);
     assert_non_null(emulated);
-#ifndef TD_TEST_EMU_UNGUARDED /* the engine reads logits where they lie */
     td_emu_gpu_guard(emulated);
-#endif
     if (td_gpu_backend_open(emulated, "emu", ret_backend, &err) < 0)
         fail_msg("%s", err.text);
 }
