@@ -21,6 +21,7 @@ enum {
     /* sums of such a chunk, twice: gate and up. Or four times of half as many panels (many rows
      * meet two at a time): the levels of eight slices' tree */
     CPU_WORK_FLOATS = 2 * CPU_CHUNK_TILES * CPU_ROWS_MAX * CPU_PANELS_MANY * LANES,
+    CPU_AHEAD = 8192,         /* bytes that are asked for in advance, of all panels of a tile */
     CPU_COST_ALONE = 1 << 16, /* products: below, waking a thread costs more than it brings */
 };
 
@@ -47,6 +48,7 @@ typedef struct cpu_tile {
     const uint8_t *scales; /* FP8: 16 floats; MXFP4: 16 e8m0 a group; w_stride apart too */
     size_t w_stride;       /* bytes between panels */
     size_t w_left;         /* bytes from w to the end of its panel */
+    size_t ahead;          /* bytes of a panel that memory should be asked for in advance */
     const void *a;         /* the tile's rows side by side: [word][rows] */
     uint32_t steps;        /* of this block: words of a row; MXFP4: groups; FP8: quads of k */
     float *sum;            /* 64-byte aligned */

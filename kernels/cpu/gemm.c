@@ -202,9 +202,12 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
                   .first = at == p->k0};
     for (uint32_t i = p->tile0; i < p->tile1; i++) {
         uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
+        /* the last of several tiles finds its block in the cache: it asks for the next block */
+        int last = i > p->tile0 && i == p->tile1 - 1;
         t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
         for (uint32_t x = x0; x < x1; x += step) {
             cpu_tile_fn fn = widest(p, n, x1 - x, &step);
+            t.ahead = last ? (size_t)(end - at) * f->panel_bytes : CPU_AHEAD / step;
             t.w = codes + x * w->panel_bytes;
             t.scales = scales + x * w->panel_bytes;
             t.sum = sums + (r0 - row0) * p->sum_stride + (size_t)x * LANES;
