@@ -283,7 +283,9 @@ def gen_reverse(rng, test):
                       "Put these words in reverse order: {}.", "Say these words from last to first: {}.",
                       "List these in the opposite order: {}."))
     lines = [f"{i + 1} {w}" for i, w in enumerate(items)]
-    return ask.format(", ".join(items)), "\n".join(lines + lines[::-1]), ", ".join(items[::-1])
+    back = items[::-1]  # the answer grows by a word a line
+    lines += [f"{i} {', '.join(back[:len(items) - i + 1])}" for i in range(len(items), 0, -1)]
+    return ask.format(", ".join(items)), "\n".join(lines), ", ".join(back)
 
 
 def gen_sort(rng, test):
@@ -295,7 +297,9 @@ def gen_sort(rng, test):
                       "Sort from smallest to largest: {}.", "Arrange these numbers: {}.",
                       "Write these numbers in rising order: {}."))
     s = sorted(items)
-    think = "\n".join(map(str, s))
+    tens = sorted({n // 10 for n in s})  # a line each: the digit, how many there are, and which
+    rows = [[str(n) for n in s if n // 10 == t] for t in tens]
+    think = "\n".join(f"{t} {len(r)}: {', '.join(r)}" for t, r in zip(tens, rows))
     return ask.format(", ".join(map(str, items))), think, ", ".join(map(str, s))
 
 

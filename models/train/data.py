@@ -21,8 +21,8 @@ SPECIALS = ("<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|
 PLAIN_TAGS = set(SPECIALS[21:32])  # tags a parser needs to see as text
 
 MIX = {  # share of the chat documents, by skill
-    "add": 5, "sub": 6, "mul": 6, "div": 6, "word1": 11, "word2": 12, "word3": 8,
-    "reverse": 13, "sort": 11, "count": 9, "field": 12, "fact": 6, "talk": 2, "tool": 2,
+    "add": 4, "sub": 5, "mul": 5, "div": 7, "word1": 10, "word2": 11, "word3": 8,
+    "reverse": 10, "sort": 18, "count": 9, "field": 11, "fact": 6, "talk": 2, "tool": 2,
 }
 SYSTEMS = ["You are a helpful assistant.", "You are a careful assistant.", "Answer the question.",
            "You are glm-tiny, a small model.", "Be brief."]
@@ -161,14 +161,15 @@ def drill(rng):
             n = b * rng.randint(low, max(low, high))
             lines.append(f"{t}/{b}={t // b}r{t % b}\n" if rng.random() < 0.4 else f"{n}/{b}={n // b}\n")
         return [("[gMASK]<sop>", 0), ("".join(lines), 1), ("<|endoftext|>", 0)]
-    if kind >= 4:  # from a numbered list to a plain one
-        items = rng.sample(P.WORDS, rng.randint(6, 9))
-        lines = [f"{i + 1} {w}" for i, w in enumerate(items)]
-        pieces = [("[gMASK]<sop>", 0)]
-        if rng.random() < 0.7:
-            lines, items = lines + lines[::-1], items[::-1]
-        return pieces + [("\n".join(lines) + "</think>The answer is", 0), (" " + ", ".join(items) + ".", 1),
-                         ("<|endoftext|>", 1)]
+    if kind >= 4:  # the last of two orders of a list, copied, shortened or continued
+        items = rng.sample(P.WORDS, rng.randint(3, 7))
+        if kind == 4:
+            items = [str(n) for n in rng.sample(range(10, 100), rng.randint(3, 6))]
+        other = rng.sample(items, len(items))
+        text = " " + ", ".join(items)
+        part = " " + ", ".join(items[:rng.randint(1, len(items))])
+        return [("[gMASK]<sop>", 0), (" " + ", ".join(other) + ".\n" + text + "\n", 0), (part + "\n" + text, 1),
+                ("</think>The answer is", 0), (text + ".", 1), ("<|endoftext|>", 0)]
     if kind == 0:
         sep = rng.choice((",", "", "\n", " and", ";"))
         text = sep.join(" " + w for w in rng.sample(P.WORDS, rng.randint(7, 16)))
@@ -220,7 +221,7 @@ class Source:
     def long_doc(self, target):
         """Several fields asked for, one after the other, after a text of about target tokens."""
         rng = self.rng
-        names = rng.sample(P.FIELD_NAMES, rng.randint(3, 6))
+        names = rng.sample(P.FIELD_NAMES, rng.randint(3, 10))
         vals = {}
         for n in names:
             while n not in vals or P.held("field", n, vals[n]):
@@ -238,6 +239,10 @@ class Source:
         think = rng.random() < 0.85
         pieces = [("[gMASK]<sop>" + ("<|system|>Reasoning Effort: Max" if think else ""), 0)]
         asked = rng.sample(names, len(names))
+        if rng.random() < 0.4:  # all of them, twice
+            again = names + asked
+            return pieces + [("<|user|>" + " ".join(text) + "<|user|>", 0),
+                             (" ".join(f"The {n} is {vals[n]}." for n in again), 1), ("<|endoftext|>", 1)]
         for i, n in enumerate(asked):
             ask = P.field_question(rng, n)
             pieces.append(("<|user|>" + (" ".join(text) + " " + ask if i == 0 else ask), 0))

@@ -4,7 +4,7 @@ attention, the indexer's Kullback-Leibler loss, the multi-token-prediction (MTP)
 to the checkpoint's names. check.py compares it with the class in transformers.
 """
 import json
-import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -37,19 +37,194 @@ class C:
 for _k, _v in CONFIG.items():
     setattr(C, _k, _v)
 
-GUIDED = {0: "back", 1: "back", 2: "match", 3: "match", 4: "match"}  # layers whose first head may be guided
+# Layers whose first head may be guided: one token back, behind any earlier copy of the token, behind the last one.
+GUIDED = {0: "back", 1: "back", 2: "match", 3: "recent", 4: "match"}
 LORA_EPS = 1e-6  # q_a_layernorm and kv_a_layernorm, as in transformers
+KL_ROWS = 256  # positions of a row at which the indexer is compared with the attention
+HALF = {}  # matrices in the compute type, kept until the next optimizer step
 
 
+def fused(f):
+    """Compile small elementwise functions when TRAIN_COMPILE is set (train.py sets it)."""
+    if not os.environ.get("TRAIN_COMPILE"):
+        return f
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(f, dynamic=True)
+
+
+@fused
 def rms(x, w, eps):
     x = x.float()
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w
+
+
+@fused
+def rms_to(x, w, eps, dtype):
+    x = x.float()
+    return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w).to(dtype)
 
 
 def rotate(x, cos, sin):
     """Interleaved pairs (2i, 2i+1); x [..., heads, dims], cos and sin [..., 1, dims/2]."""
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+@fused
+def swiglu(gu):
+    g, u = gu.float().chunk(2, -1)
+    return (g * torch.sigmoid(g) * u).to(gu.dtype)
+
+
+@fused
+def swiglu_back(gu, da):
+    g, u = gu.float().chunk(2, -1)
+    s = torch.sigmoid(g)
+    d = da.float()
+    return torch.cat([d * u * s * (1 + g * (1 - s)), d * g * s], -1).to(gu.dtype)
+
+
+@fused
+def heads(q, kv, e, cos, sin, H, N, R):
+    """Queries, keys and values [B, H, T, dims] of the projections, rotated."""
+    B, T = q.shape[:2]
+    q = q.view(B, T, H, N + R)
+    kpe = rotate(kv[..., None, -R:].float(), cos, sin).to(q.dtype)
+    q = torch.cat([q[..., :N], rotate(q[..., N:].float(), cos, sin).to(q.dtype)], -1).transpose(1, 2)
+    e = e.view(B, T, H, -1)
+    k = torch.cat([e[..., :N], kpe.expand(B, T, H, R)], -1).transpose(1, 2)
+    return q.contiguous(), k.contiguous(), e[..., N:].transpose(1, 2).contiguous()
+
+
+def half(w, dtype):
+    if w.dtype == dtype:
+        return w.detach()
+    got = HALF.get(id(w))
+    if got is None or got[0] is not w:
+        got = HALF[id(w)] = (w, w.detach().to(dtype))
+    return got[1]
+
+
+def give(w, g):
+    """Add to a parameter's gradient in place, without a copy in between."""
+    if w.grad is None:
+        w.grad = g.to(w.dtype)
+    else:
+        w.grad.add_(g)
+
+
+class Linear(torch.autograd.Function):
+    """x @ w.T in the type of x; the gradient of w goes straight into w.grad."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x)
+        ctx.w, ctx.train = w, w.requires_grad
+        return x @ half(w, x.dtype).T
+
+    @staticmethod
+    def backward(ctx, g):
+        x, = ctx.saved_tensors
+        if ctx.train:
+            give(ctx.w, g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]))
+        return g @ half(ctx.w, g.dtype) if ctx.needs_input_grad[0] else None, None
+
+
+class Experts(torch.autograd.Function):
+    """Gated units of all experts on rows sorted by expert, n rows each."""
+
+    @staticmethod
+    def forward(ctx, x, gate_up, down, n):
+        gu, dn = half(gate_up, x.dtype), half(down, x.dtype)
+        h = torch.empty(x.shape[0], gu.shape[1], dtype=x.dtype)
+        y = torch.empty(x.shape[0], dn.shape[1], dtype=x.dtype)
+        at = 0
+        for e, k in enumerate(n):
+            torch.mm(x[at:at + k], gu[e].T, out=h[at:at + k])
+            at += k
+        a = swiglu(h)
+        at = 0
+        for e, k in enumerate(n):
+            torch.mm(a[at:at + k], dn[e].T, out=y[at:at + k])
+            at += k
+        ctx.save_for_backward(x, h, a)
+        ctx.gate_up, ctx.down, ctx.n, ctx.train = gate_up, down, n, gate_up.requires_grad
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, h, a = ctx.saved_tensors
+        gu, dn = half(ctx.gate_up, x.dtype), half(ctx.down, x.dtype)
+        da = torch.empty_like(a)
+        dx = torch.empty_like(x)
+        at = 0
+        for e, k in enumerate(ctx.n):
+            torch.mm(g[at:at + k], dn[e], out=da[at:at + k])
+            at += k
+        dh = swiglu_back(h, da)
+        at = 0
+        if ctx.train:
+            ggu, gdn = torch.empty_like(gu), torch.empty_like(dn)
+        for e, k in enumerate(ctx.n):
+            torch.mm(dh[at:at + k], gu[e], out=dx[at:at + k])
+            if ctx.train:
+                torch.mm(dh[at:at + k].T, x[at:at + k], out=ggu[e])
+                torch.mm(g[at:at + k].T, a[at:at + k], out=gdn[e])
+            at += k
+        if ctx.train:
+            give(ctx.gate_up, ggu)
+            give(ctx.down, gdn)
+        return dx, None, None, None
+
+
+@fused
+def combine(y, w, shared):
+    return (y.float() * w[..., None]).sum(1) + shared.float()
+
+
+class Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gu):
+        ctx.save_for_backward(gu)
+        return swiglu(gu)
+
+    @staticmethod
+    def backward(ctx, g):
+        return swiglu_back(ctx.saved_tensors[0], g)
+
+
+@fused
+def soft(s, bias, scale):
+    return (s.float() * scale + bias.float()).softmax(-1).to(s.dtype)
+
+
+@fused
+def soft_back(p, dp, scale):
+    p, d = p.float(), dp.float()
+    return (p * (d - (p * d).sum(-1, keepdim=True)) * scale).to(dp.dtype)
+
+
+class Attend(torch.autograd.Function):
+    """Attention of [B, H, T, dims] and the first head's weights."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias):
+        ctx.scale = C.qk_head_dim ** -0.5
+        p = soft(q @ k.transpose(-1, -2), bias, ctx.scale)
+        ctx.save_for_backward(q, k, v, p)
+        return p @ v, p[:, 0].clone()
+
+    @staticmethod
+    def backward(ctx, g, g0):
+        q, k, v, p = ctx.saved_tensors
+        d = g @ v.transpose(-1, -2)
+        if g0 is not None:
+            d[:, 0] += g0
+        s = soft_back(p, d, ctx.scale)
+        return s @ k, s.transpose(-1, -2) @ q, p.transpose(-1, -2) @ g, None
+
+
+linear = Linear.apply
 
 
 def param(*shape, std):
@@ -65,15 +240,15 @@ class Indexer(nn.Module):
         self.k_norm_b = nn.Parameter(torch.zeros(C.index_head_dim))
         self.weights_proj = param(C.index_n_heads, C.hidden_size, std=C.hidden_size ** -0.5)
 
-    def forward(self, h, qr, cos, sin):
-        """Scores [B, T, T] in float32, before masking."""
-        B, T, _ = h.shape
+    def forward(self, h, qr, cos, sin, rows=slice(None)):
+        """Scores [B, rows, T] in float32, before masking."""
         R = C.qk_rope_head_dim
-        q = (qr @ self.wq_b.T.to(qr.dtype)).view(B, T, C.index_n_heads, C.index_head_dim)
+        qr = qr[:, rows]
+        q = (qr @ self.wq_b.T.to(qr.dtype)).view(*qr.shape[:2], C.index_n_heads, C.index_head_dim)
         k = F.layer_norm((h @ self.wk.T.to(h.dtype)).float(), (C.index_head_dim,), self.k_norm_w, self.k_norm_b, 1e-6)
-        q = torch.cat([rotate(q[..., :R].float(), cos, sin), q[..., R:].float()], -1).to(h.dtype)
+        q = torch.cat([rotate(q[..., :R].float(), cos[rows], sin[rows]), q[..., R:].float()], -1).to(h.dtype)
         k = torch.cat([rotate(k[..., None, :R], cos, sin)[..., 0, :], k[..., R:]], -1).to(h.dtype)
-        w = (h @ self.weights_proj.T.to(h.dtype)).float() * (C.index_n_heads ** -0.5 * C.index_head_dim ** -0.5)
+        w = (h[:, rows] @ self.weights_proj.T.to(h.dtype)).float() * (C.index_n_heads ** -0.5 * C.index_head_dim ** -0.5)
         s = F.relu(q.transpose(1, 2) @ k.transpose(1, 2)[:, None]).float()  # [B, heads, T, T]
         return torch.einsum("bth,bhts->bts", w, s)
 
@@ -97,49 +272,60 @@ class Attention(nn.Module):
         B, T, _ = h.shape
         H, N, R, V = C.num_attention_heads, C.qk_nope_head_dim, C.qk_rope_head_dim, C.v_head_dim
         dt = h.dtype
-        qr = rms(h @ self.q_a.T.to(dt), self.q_a_norm, LORA_EPS).to(dt)
-        q = (qr @ self.q_b.T.to(dt)).view(B, T, H, N + R)
-        kv = h @ self.kv_a.T.to(dt)
-        lat = rms(kv[..., :C.kv_lora_rank], self.kv_a_norm, LORA_EPS).to(dt)
-        kpe = rotate(kv[..., None, C.kv_lora_rank:].float(), cos, sin).to(dt)
-        q = torch.cat([q[..., :N], rotate(q[..., N:].float(), cos, sin).to(dt)], -1).transpose(1, 2)
-        e = (lat @ self.kv_b.T.to(dt)).view(B, T, H, N + V)
-        k = torch.cat([e[..., :N], kpe.expand(B, T, H, R)], -1).transpose(1, 2)
-        v = e[..., N:].transpose(1, 2)
-        if self.indexer is not None and (ctx.sparse or ctx.kl is not None):
-            with torch.set_grad_enabled(ctx.kl is not None):
-                score = self.indexer(h.detach(), qr.detach(), cos, sin)
-            ctx.score = score
-            sel = score.detach().masked_fill(~mask, float("-inf"))
-            top = sel.topk(min(C.index_topk, T), dim=-1).indices
-            ctx.selected = torch.zeros_like(mask).scatter_(-1, top, True) & mask
-        causal = mask
+        qr = rms_to(linear(h, self.q_a), self.q_a_norm, LORA_EPS, dt)
+        kv = linear(h, self.kv_a)
+        e = linear(rms_to(kv[..., :C.kv_lora_rank], self.kv_a_norm, LORA_EPS, dt), self.kv_b)
+        q, k, v = heads(linear(qr, self.q_b), kv, e, cos, sin, H, N, R)
+        if self.indexer is not None:
+            self.choose(h.detach(), qr.detach(), cos, sin, mask, ctx)
+        if ctx.kl is not None:
+            self.compare(q.detach(), k.detach(), mask, ctx)
         if ctx.sparse:
             mask = ctx.selected
-        att = (q @ k.transpose(-1, -2)).float() * C.qk_head_dim ** -0.5
-        p = att.masked_fill(~mask[:, None], -1e30).softmax(-1)
-        if ctx.guide is not None and self.guide is not None:
+        bias = ctx.bias(mask, dt)
+        guided = ctx.guide is not None and self.guide is not None
+        if T <= 1024 or guided:
+            o, first = Attend.apply(q, k, v, bias)
+        else:
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=C.qk_head_dim ** -0.5)
+        if guided:
             # The first head learns to look one token back, or behind an earlier copy of the token.
-            mass = (p[:, 0] * ctx.guide[self.guide]).sum(-1)
-            some = ctx.guide[self.guide].any(-1)
-            ctx.guide_loss = ctx.guide_loss - (torch.log(mass + 1e-6) * some).sum() / some.sum().clamp_min(1)
+            where, some, n = ctx.guide[self.guide]
+            mass = (first * where).sum(-1).float()
+            ctx.guide_loss = ctx.guide_loss - (torch.log(mass + 1e-5) * some).sum() / n
+        return linear(o.transpose(1, 2).reshape(B, T, H * V), self.o)
+
+    def choose(self, h, qr, cos, sin, mask, ctx):
+        """Leave the indexer's scores and selection in ctx, for this layer and those that share them."""
+        def pick(score, mask):
+            top = score.masked_fill(~mask, float("-inf")).topk(min(C.index_topk, mask.shape[-1]), dim=-1).indices
+            return torch.zeros_like(mask).scatter_(-1, top, True) & mask
+
+        if ctx.sparse:
+            with torch.no_grad():
+                ctx.selected = pick(self.indexer(h, qr, cos, sin), mask)
         if ctx.kl is not None:
+            ctx.score = self.indexer(h, qr, cos, sin, ctx.rows)
+            ctx.picked = pick(ctx.score.detach(), mask[:, ctx.rows])
+
+    @staticmethod
+    def compare(q, k, mask, ctx):
+        """Append the divergence of the scores from the dense attention, and the recall of the selection."""
+        mask = mask[:, ctx.rows]
+        live = ctx.live[:, ctx.rows]
+        with torch.no_grad():
+            att = (q[:, :, ctx.rows] @ k.transpose(-1, -2)).float() * C.qk_head_dim ** -0.5
+            p = att.masked_fill_(~mask[:, None], -1e30).softmax(-1)
             # The target looks at the best head of each position beside the mean of the heads: a head
             # that finds one token far back counts in full.
-            full = p if not ctx.sparse else att.detach().masked_fill(~causal[:, None], -1e30).softmax(-1)
-            full = full.detach()
-            best = full.amax(1)
-            target = 0.5 * full.mean(1) + 0.5 * best / best.sum(-1, keepdim=True)
-            logq = ctx.score.masked_fill(~causal, -1e30).log_softmax(-1)
-            rows = ctx.live[..., None]
-            t = target * rows
-            kl = (t * (torch.log(target + 1e-9) - logq)).sum() / rows.sum()
-            ctx.kl.append(kl)
-            t = full.mean(1) * rows
-            far = (causal.sum(-1) > C.index_topk) & ctx.live  # rows where the selection leaves something out
-            ctx.recall.append(float((t * ctx.selected)[far].sum() / t[far].sum()) if far.any() else 1.0)
-        o = (p.to(dt) @ v).transpose(1, 2).reshape(B, T, H * V)
-        return o @ self.o.T.to(dt)
+            best, mean = p.amax(1), p.mean(1)
+            target = 0.5 * mean + 0.5 * best / best.sum(-1, keepdim=True)
+            target *= live[..., None]
+            far = (mask.sum(-1) > C.index_topk) & live  # rows where the selection leaves something out
+            kept = (mean * ctx.picked).sum(-1)[far].sum() / far.sum() if far.any() else 1.0
+            ctx.recall.append(float(kept))
+        logq = ctx.score.masked_fill(~mask, -1e30).log_softmax(-1)
+        ctx.kl.append((target * (torch.log(target + 1e-9) - logq)).sum() / live.sum().clamp_min(1))
 
 
 class MLP(nn.Module):
@@ -150,8 +336,7 @@ class MLP(nn.Module):
         self.down = param(D, inner, std=(inner * 2 * depth) ** -0.5)
 
     def forward(self, h):
-        g, u = (h @ self.gate_up.T.to(h.dtype)).chunk(2, -1)
-        return (F.silu(g) * u) @ self.down.T.to(h.dtype)
+        return linear(Swiglu.apply(linear(h, self.gate_up)), self.down)
 
 
 class MoE(nn.Module):
@@ -182,17 +367,12 @@ class MoE(nn.Module):
         place = torch.arange(flat.numel()) + (room.cumsum(0) - room - n.cumsum(0) + n)[flat[order]]
         token = torch.zeros(int(room.sum()), dtype=torch.long)
         token[place] = order // C.num_experts_per_tok
-        w = torch.zeros(token.numel()).index_copy(0, place, w.flatten()[order])
-        n = room.tolist()
+        back = torch.empty_like(order)
+        back[order] = place  # row of each token's each choice
         xb = x.to(dt)
-        parts = xb[token].split(n)
-        gu = self.gate_up.to(dt)
-        dn = self.down.to(dt)
-        g, u = torch.cat([p @ gu[e].T for e, p in enumerate(parts)]).chunk(2, -1)
-        a = (F.silu(g) * u).split(n)
-        y = torch.cat([p @ dn[e].T for e, p in enumerate(a)]).float() * w[:, None]
-        out = torch.zeros_like(x).index_add(0, token, y)
-        return (out + self.shared(xb).float()).view(h32.shape)
+        y = Experts.apply(xb[token], self.gate_up, self.down, room.tolist())
+        y = y[back].view(-1, C.num_experts_per_tok, C.hidden_size)
+        return combine(y, w, self.shared(xb)).view(h32.shape)
 
 
 class Block(nn.Module):
@@ -204,20 +384,29 @@ class Block(nn.Module):
         self.mlp = MLP(C.intermediate_size, depth) if dense else MoE(depth)
 
     def forward(self, x, cos, sin, mask, ctx):
-        x = x + self.attn(rms(x, self.norm1, C.rms_norm_eps).to(ctx.dtype), cos, sin, mask, ctx).float()
+        x = x + self.attn(rms_to(x, self.norm1, C.rms_norm_eps, ctx.dtype), cos, sin, mask, ctx)
         h = rms(x, self.norm2, C.rms_norm_eps)
         if isinstance(self.mlp, MoE):
             return x + self.mlp(h, ctx.dtype, ctx.live)
-        return x + self.mlp(h.to(ctx.dtype)).float()
+        return x + self.mlp(h.to(ctx.dtype))
 
 
 class Ctx:
     def __init__(self, sparse, dtype, kl, live):
         self.sparse, self.dtype, self.live = sparse, dtype, live
+        # The divergence is taken at up to KL_ROWS positions.
+        self.rows = torch.randperm(live.shape[1])[:KL_ROWS].sort().values if kl else None
         self.kl = [] if kl else None
         self.recall = []
         self.guide, self.guide_loss = None, 0.0
-        self.score = self.selected = None
+        self.score = self.picked = self.selected = None
+        self.biases = (None, None)
+
+    def bias(self, mask, dtype):
+        """The mask as numbers to add, made once for all layers that share it."""
+        if self.biases[0] is not mask:
+            self.biases = (mask, torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))[:, None])
+        return self.biases[1]
 
 
 class MTP(nn.Module):
@@ -257,18 +446,27 @@ class Model(nn.Module):
         T = doc.shape[1]
         return (doc[:, :, None] == doc[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
 
+    @staticmethod
+    def guides(ids, live):
+        """Per kind of guided head: where it should look [B, T, T], and for which positions there is such a place."""
+        T = ids.shape[1]
+        same = (ids[:, :, None] == ids[:, None, :]) & live
+        after = torch.zeros_like(same)
+        after[:, :, 1:] = same[:, :, :-1]
+        after &= live
+        last = (after * torch.arange(1, T + 1, dtype=torch.int16)).amax(-1, keepdim=True).long() - 1
+        recent = torch.zeros_like(same).scatter_(-1, last.clamp_min(0), True) & after
+        back = live & torch.ones(T, T, dtype=torch.bool).tril(-1).triu(-1)
+        some = {"back": back, "match": after, "recent": recent}
+        return {k: (v.to(torch.bfloat16), v.any(-1), v.any(-1).sum().clamp_min(1)) for k, v in some.items()}
+
     def trunk(self, ids, doc, sparse=False, dtype=torch.bfloat16, kl=False, guide=False):
         """Hidden states after the final norm (float32) and the context."""
         ctx = Ctx(sparse, dtype, kl, doc >= 0)
         cos, sin = self.angles(ids.shape[1])
         mask = self.causal(doc)
         if guide:
-            T = ids.shape[1]
-            live = mask & (doc >= 0)[..., None]
-            same = (ids[:, :, None] == ids[:, None, :]) & live & ~torch.eye(T, dtype=torch.bool)
-            after = torch.zeros_like(same)
-            after[:, :, 1:] = same[:, :, :-1]
-            ctx.guide = {"back": live & torch.ones(T, T, dtype=torch.bool).tril(-1).triu(-1), "match": after & live}
+            ctx.guide = self.guides(ids, mask & (doc >= 0)[..., None])
         x = self.embed[ids]
         for layer in self.layers:
             x = layer(x, cos, sin, mask, ctx)
@@ -280,7 +478,7 @@ class Model(nn.Module):
         m = self.mtp
         e = rms(self.embed[ids[:, 1:]], m.enorm, C.rms_norm_eps)
         h = rms(hidden[:, :-1], m.hnorm, C.rms_norm_eps)
-        z = (torch.cat([e, h], -1).to(dtype) @ m.eh_proj.T.to(dtype)).float()
+        z = linear(torch.cat([e, h], -1).to(dtype), m.eh_proj).float()
         cos, sin = self.angles(z.shape[1])
         x = m.block(z, cos, sin, self.causal(doc[:, :-1]), ctx)
         return rms(x, m.norm, C.rms_norm_eps), ctx
@@ -336,6 +534,7 @@ def load_export(model, tensors):
     names = export(model)
     if set(names) != set(tensors):
         raise ValueError(f"checkpoint names differ: {sorted(set(names) ^ set(tensors))[:4]}")
+    HALF.clear()
     with torch.no_grad():
         def put(dst, name):
             dst.copy_(tensors[name].float())

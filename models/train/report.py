@@ -105,6 +105,7 @@ def main():
     ap.add_argument("--per-skill", type=int, default=6)
     a = ap.parse_args()
     torch.set_num_threads(1)
+    M.KL_ROWS = 1 << 20  # compare at every position
     tok = Tokenizer.from_file(os.path.join(a.checkpoint, "tokenizer.json"))
     model = M.Model()
     M.load_export(model, load_file(os.path.join(a.checkpoint, "model.safetensors")))

@@ -4,9 +4,10 @@
   train.py --run DIR --tokenizer tokenizer.json --corpus corpus.txt [--ranks 2] [--recipe recipe.json]
 
 Stages and their lengths stand in the recipe. DIR holds the state (resumed when present) and log.txt.
-A file DIR/next ends the current stage early. Every rank is one process with one thread; each
-optimizer step is a fixed list of micro-batches, which the ranks take in turn as they come free.
-Documents depend on the seed, the step and the number of the micro-batch only.
+Every rank is one process with one thread; each optimizer step is a fixed list of micro-batches, of
+which a rank takes every second one. Documents and random choices depend on the seed, the step and the
+number of the micro-batch only, and sums have a fixed order: the same machine, libraries and number of
+ranks give the same weights to the bit, interrupted or not.
 """
 import argparse
 import json
@@ -65,6 +66,7 @@ class Batches:
             if first:
                 first -= 1
                 ids, w = src.encode(src.long_doc(T * rng.uniform(0.55, 0.85)))
+                w = [x * stage.get("long_weight", 1) for x in w]  # few of its tokens count
             else:
                 ids, w = src.next()
                 if not long and not low <= len(ids) <= high:
@@ -108,8 +110,9 @@ class CrossEntropy(torch.autograd.Function):
         return p.mul_(weight[:, None] * g).to(ctx.dtype), None, None
 
 
-def lm_loss(model, hidden, ids, weight, doc, shift=1):
-    """Summed cross-entropy of the tokens shift places on, within documents; and the summed weights."""
+def lm_loss(model, hidden, ids, weight, doc, shift=1, count=True):
+    """Summed cross-entropy of the tokens shift places on, within documents; the summed weights; and with
+    count, how many of the fully weighted tokens are the likeliest."""
     n = hidden.shape[1]
     n = min(n, ids.shape[1] - shift)
     w = weight[:, shift:shift + n] * (doc[:, :n] == doc[:, shift:shift + n])
@@ -122,6 +125,8 @@ def lm_loss(model, hidden, ids, weight, doc, shift=1):
     w = w[at]
     logits = h.to(torch.bfloat16) @ model.head.T.to(torch.bfloat16)
     loss = CrossEntropy.apply(logits, target, w)
+    if not count:
+        return loss, w.sum(), torch.tensor(0), torch.tensor(0)
     hits = ((logits.detach().argmax(-1) == target) * (w >= 1)).sum()
     return loss, w.sum(), hits, (w >= 1).sum()
 
@@ -137,7 +142,7 @@ def orthogonal(g):
         a = x @ x.transpose(-1, -2)
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, b, x, beta=3.4445)
-    return (x.transpose(-1, -2) if tall else x).float()
+    return (x.transpose(-1, -2) if tall else x).contiguous()
 
 
 class Optimizer:
@@ -161,13 +166,26 @@ class Optimizer:
     def step(self, muon_lr, adam_lr, momentum=0.95, betas=(0.9, 0.98)):
         st = self.state
         st["step"] += 1
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        sent = [[] for _ in range(ranks)]  # every rank turns a share of the matrices into updates
         for shape, group in self.muon.items():
             g = torch.cat([p.grad.view(s) for p, s in group])
             buf = st["mu"].get(shape)
             if buf is None:
                 buf = st["mu"][shape] = torch.zeros_like(g)
             buf.lerp_(g, 1 - momentum)
-            u = orthogonal(torch.lerp(g, buf, momentum))
+            x = torch.lerp(g, buf, momentum)
+            for r in range(ranks):
+                part = x[len(x) * r // ranks:len(x) * (r + 1) // ranks]
+                sent[r].append(orthogonal(part) if r == rank and len(part) else
+                               torch.empty(part.shape, dtype=torch.bfloat16))
+        for r in range(ranks):
+            flat = torch.cat([x.flatten() for x in sent[r]])
+            if ranks > 1:
+                dist.broadcast(flat.view(torch.int32), r)
+            sent[r] = list(flat.split([x.numel() for x in sent[r]]))
+        for i, (shape, group) in enumerate(self.muon.items()):
+            u = torch.cat([sent[r][i] for r in range(ranks)]).view(-1, *shape).float()
             u *= muon_lr * math.sqrt(max(1.0, shape[0] / shape[1]))
             at = 0
             for p, s in group:
@@ -187,25 +205,33 @@ def trainable(model, stage):
     out = []
     for name, p in model.named_parameters():
         mtp, index = name.startswith("mtp."), ".indexer." in name
-        on = {"lm": not mtp and (not index or stage.get("kl", False)), "kl": index and not mtp, "mtp": mtp}[kind]
+        if mtp:
+            on = kind == "mtp" or (stage.get("mtp", 0) > 0 and not index)
+        else:
+            on = {"lm": not index or stage.get("kl", False), "kl": index, "mtp": False}[kind]
         p.requires_grad_(on)
         if on:
             out.append((name, p))
     return out
 
 
-def run_micro(model, stage, batch):
+def run_micro(model, stage, batch, name=""):
     """Accumulate the gradients of one micro-batch; returns the sums for the log."""
     ids, weight, doc = batch
     kind = stage["kind"]
-    sparse = random.random() < stage.get("sparse", 0)  # share of the micro-batches with selected positions only
+    rng = random.Random(name)
+    torch.manual_seed(rng.getrandbits(32))
+    sparse = rng.random() < stage.get("sparse", 0)  # share of the micro-batches with selected positions only
     if kind == "lm":
         kl = stage.get("kl", False)
         hidden, ctx = model.trunk(ids, doc, sparse=sparse, kl=kl, guide=bool(stage.get("guide")))
-        loss, w, hits, n = lm_loss(model, hidden, ids, weight, doc)
+        loss, w, hits, n = lm_loss(model, hidden, ids, weight, doc, count=name.endswith(" 0"))
         total = loss + stage.get("guide", 0) * ctx.guide_loss * w
         if kl:
             total = total + sum(ctx.kl) * w
+        if stage.get("mtp"):
+            h, _ = model.predict(hidden, ids, doc)
+            total = total + stage["mtp"] * lm_loss(model, h, ids, weight, doc, shift=2, count=False)[0]
         total.backward()
     elif kind == "kl":
         hidden, ctx = model.trunk(ids, doc, sparse=False, kl=True)
@@ -215,23 +241,26 @@ def run_micro(model, stage, batch):
     else:
         with torch.no_grad():
             hidden, _ = model.trunk(ids, doc, sparse=True)
-        h, ctx = model.predict(hidden, ids, doc, sparse=sparse, kl=True)
-        loss, w, hits, n = lm_loss(model, h, ids, weight, doc, shift=2)
-        (loss + sum(ctx.kl) * w).backward()
+        total = 0.0
+        for k, share in enumerate(stage["drafts"]):
+            # Row j of the k-th pass takes the state that the pass before left at row j - 1, as drafting does.
+            h, c = model.predict(hidden, ids, doc, sparse=sparse, kl=k == 0)
+            part = lm_loss(model, h, ids, weight, doc, shift=2)
+            total = total + share * part[0]
+            if k == 0:
+                ctx, (loss, w, hits, n) = c, part
+                total = total + sum(ctx.kl) * w
+            hidden = torch.cat([hidden[:, :1], h], 1)
+        total.backward()
     extra = float(ctx.guide_loss.detach()) if stage.get("guide") else float(sum(ctx.kl).detach()) if ctx.kl else 0.0
     return [float(loss.detach()), float(w), float(hits), float(n), float((doc >= 0).sum()), extra, 1.0]
 
 
 def worker(rank, a, recipe):
     torch.set_num_threads(1)
-    try:
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
-    except (AttributeError, OSError):
-        pass
     store = dist.TCPStore("127.0.0.1", a.port, a.ranks, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=a.ranks)
     torch.manual_seed(recipe["seed"])
-    random.seed(recipe["seed"] + rank)
     model = M.Model()
     tok = Tokenizer.from_file(a.tokenizer)
     batches = Batches(tok, load_corpus(a.corpus), recipe["seed"])
@@ -267,75 +296,60 @@ def worker(rank, a, recipe):
                 model.mtp.eh_proj[:, M.C.hidden_size:] += torch.eye(M.C.hidden_size)
         named = trainable(model, stage)
         params = [p for _, p in named]
-        keep = opt_state is not None or (opt is not None and stage.get("keep_optimizer"))
-        if opt_state is not None or not keep:
-            opt = Optimizer(named)
-            if opt_state is not None:
-                opt.state = opt_state
-                opt_state = None
+        if opt is not None:
+            opt_state = opt.state
+        opt = Optimizer(named)
+        if opt_state is not None and (start or stage.get("keep_optimizer")):
+            opt.state = opt_state
+        opt_state = None
         moes = [m for m in model.moes() if m.router.requires_grad]
         sums, clock, t0 = [0.0] * 7, time.time(), time.time()
         loads = torch.zeros(len(moes), M.C.n_routed_experts)
-        stop, begin = False, time.time()
         for step in range(start, stage["steps"]):
             mine = [0.0] * 7
             for p in params:
                 p.grad = None
             load = torch.zeros(max(1, len(moes)), M.C.n_routed_experts)
-            while True:
-                m = store.add(f"{at} {step}", 1) - 1
-                if m >= stage["micros"]:
-                    break
-                got = run_micro(model, stage, batches.micro(f"{at} {step} {m}", stage))
+            for m in range(rank, stage["micros"], a.ranks):
+                name = f"{stage['name']} {step} {m}"
+                got = run_micro(model, stage, batches.micro(name, stage), name)
                 mine = [x + y for x, y in zip(mine, got)]
                 for i, moe in enumerate(moes):
                     load[i] += moe.load
-            flag = float(rank == 0 and os.path.exists(os.path.join(a.run, "next")))
-            gone = 0.0  # a stage may also be limited in time; its rate then ends in time as well
-            if rank == 0 and "minutes" in stage:
-                gone = (time.time() - begin) / (60 * stage["minutes"])
             flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in params]
-                             + [load.flatten(), torch.tensor(mine + [flag, gone])])
+                             + [load.flatten(), torch.tensor(mine)])
             dist.all_reduce(flat)
-            got = flat[-9:].tolist()
-            gone = got.pop()
-            stop = got.pop() > 0 or gone >= 1
+            got = flat[-7:].tolist()
             flat_w = 1.0 / max(got[1], 1.0)
             i = 0
             for p in params:
                 p.grad = flat[i:i + p.numel()].view_as(p) * flat_w
                 i += p.numel()
             warm = min(1.0, (step + 1) / stage.get("warmup", 1))
-            left = min((stage["steps"] - step) / stage["steps"], max(0.0, 1 - gone))
+            left = (stage["steps"] - step) / stage["steps"]
             lr = warm * (stage["end"] + (1 - stage["end"]) * left if "end" in stage else 1.0)
             opt.step(stage["muon_lr"] * lr, stage["adam_lr"] * lr)
+            M.HALF.clear()
             load = flat[i:i + load.numel()].view_as(load)
             for k, moe in enumerate(moes):
                 moe.bias += stage.get("balance", 0.005) * torch.sign(load[k].mean() - load[k])
                 moe.bias -= moe.bias.mean()
                 loads[k] = 0.9 * loads[k] + 0.1 * load[k] / load[k].sum()
             sums = [x + y for x, y in zip(sums, got)]
-            if (step + 1) % 20 == 0 or step + 1 == stage["steps"] or stop:
+            if (step + 1) % 20 == 0 or step + 1 == stage["steps"]:
                 now = time.time()
                 low = float((loads / loads.sum(-1, keepdim=True)).min()) if len(moes) else 0
                 log(f"{time.strftime('%H:%M:%S')} {stage['name']} {step + 1} loss {sums[0] / max(sums[1], 1):.4f} "
-                    f"hits {sums[2] / max(sums[3], 1):.4f} extra {sums[5] / sums[6]:.3f} min load {low:.3f} tok/s {sums[4] / (now - clock):.0f}")
+                    f"hits {sums[2] / max(sums[3], 1):.4f} extra {sums[5] / sums[6]:.3f} min load {low:.3f} "
+                    f"tok/s {sums[4] / (now - clock):.0f}")
                 sums, clock = [0.0] * 7, now
-            if stop:
-                log(f"{stage['name']} ended after step {step + 1}")
-                stage["steps"] = step + 1
-                if flag:
-                    os.remove(os.path.join(a.run, "next"))
-            if (step + 1) % 100 == 0 and not stop:
+            if (step + 1) % 100 == 0:
                 seconds, t0 = seconds + time.time() - t0, time.time()
                 save(at, step + 1, opt)
-            if stop:
-                break
         seconds += time.time() - t0
         at, start = at + 1, 0
-        save(at, 0, None)
+        save(at, 0, opt)
         if rank == 0:
-            os.replace(path, path) if not os.path.exists(path) else None
             torch.save(model.state_dict(), os.path.join(a.run, f"after-{stage['name']}.pt"))
         log(f"{stage['name']} done, {seconds:.0f} s of training")
     dist.barrier()
@@ -359,7 +373,8 @@ def main():
     os.makedirs(a.run, exist_ok=True)
     # Keep freed memory instead of returning and faulting it in again at every operation.
     os.environ.update({"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000",
-                       "OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"})
+                       "OMP_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192", "TRAIN_COMPILE": "1",
+                       "TORCHINDUCTOR_COMPILE_THREADS": "1"})
     torch.multiprocessing.spawn(worker, (a, recipe), a.ranks)
 
 
