@@ -39,7 +39,8 @@ static const struct {
     {"common", TD_SEC_COMMON},     {"router", TD_SEC_ROUTER}, {"prefill", TD_SEC_PREFILL},
     {"decode", TD_SEC_DECODE},     {"chat", TD_SEC_CHAT},     {"bench", TD_SEC_BENCH},
     {"serve", TD_SEC_SERVE},       {"keys", TD_SEC_KEYS},     {"model", TD_SEC_MODEL},
-    {"quantize", TD_SEC_QUANTIZE}, {"eval", TD_SEC_EVAL},     {"pack", TD_SEC_PACK}};
+    {"quantize", TD_SEC_QUANTIZE}, {"eval", TD_SEC_EVAL},     {"pack", TD_SEC_PACK},
+    {"profile", TD_SEC_PROFILE}};
 
 extern char **environ;
 

@@ -25,6 +25,7 @@ enum td_section {
     TD_SEC_QUANTIZE = 512,
     TD_SEC_EVAL = 1024,
     TD_SEC_PACK = 2048,
+    TD_SEC_PROFILE = 4096,
 };
 
 typedef enum td_opt_type {

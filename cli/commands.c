@@ -31,7 +31,7 @@ const td_command td_commands[] = {
      TD_SEC_PACK, td_cmd_pack},
     {"eval", "MODEL", "what a checkpoint knows, and lost against another", TD_SEC_EVAL,
      td_cmd_eval},
-    {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_SERVE,
+    {"profile", "MODEL", "print the numerics profile of a model on this machine", TD_SEC_PROFILE,
      td_cmd_profile},
     {"config", "check FILE", "check a configuration file and say where each value comes from", 0,
      td_cmd_config},

@@ -45,7 +45,7 @@ int td_cmd_profile(int argc, char **argv)
 {
     td_options o;
     td_err err = {0};
-    if (td_options_parse(&o, TD_SEC_SERVE, argc, argv, &err) < 0 ||
+    if (td_options_parse(&o, TD_SEC_PROFILE, argc, argv, &err) < 0 ||
         td_options_at_most(&o, 1, &err) < 0) {
         fprintf(stderr, "tandem profile: %s\n", err.text);
         return TD_EXIT_USAGE;

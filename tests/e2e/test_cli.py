@@ -35,7 +35,8 @@ def mistakes_are_explained():
              (("router", "--max-queue", "0"), "between 1 and"), (("serve", MODEL, "--listen", "0.0.0.0:0"), "0.0.0.0"),
              (("router", "--model", MODEL, "--control", "tcp://0.0.0.0:5555"), "0.0.0.0"),
              (("router", "--model", MODEL, "--control", "tcp://8.8.8.8:5555"), "keys"),
-             (("chat", "--url", "http://127.0.0.1:9", "--prompt", "x"), "127.0.0.1:9"), (("profile", "/nonexistent"), "/nonexistent")]
+             (("chat", "--url", "http://127.0.0.1:9", "--prompt", "x"), "127.0.0.1:9"), (("profile", "/nonexistent"), "/nonexistent"),
+             (("profile", MODEL, "--listen", "x"), "listen")]
     for args, text in cases:
         code, out, err = run(*args)
         check(code != 0 and text in err, (args, code, out, err))
