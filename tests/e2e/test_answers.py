@@ -18,14 +18,14 @@ def ask(s, prompt, limit):
 
 
 def run(s, answers):
-    out, todo, lock, problems = {}, list(answers), threading.Lock(), []
+    out, waiting, lock, problems = {}, list(answers), threading.Lock(), []
 
     def work():
         while not problems:
             with lock:
-                if not todo:
+                if not waiting:
                     return
-                a = todo.pop()
+                a = waiting.pop()
             try:
                 out[a["id"]] = ask(s, a["prompt"], PROBLEMS[a["id"]]["max_tokens"])
             except Exception as e:
