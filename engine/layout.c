@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/prefix.h"
 #include "engine/internal.h"
+#include "kernels/kv_row.h"
 
 #include "base/banned.h"
 
@@ -67,9 +68,10 @@ void td_kv_layout_make(const td_config *c, td_dtype kv, td_dtype index, td_layer
 {
     td_kv_layout l = {0};
     int mla = c->arch == TD_ARCH_GLM_MOE_DSA;
-    uint64_t elems = mla ? c->kv_lora + c->rope_dims : 2ull * c->n_kv_heads * c->head_dim;
-    uint64_t layer_bytes = TD_BLOCK_TOKENS * elems * td_dtype_bytes(kv);
-    uint64_t index_bytes = mla ? TD_BLOCK_TOKENS * c->index_dims * td_dtype_bytes(index) : 1;
+    td_kv_row row = mla ? td_kv_row_mla(kv, c->kv_lora, c->rope_dims)
+                        : td_kv_row_gqa(kv, c->n_kv_heads, c->head_dim);
+    uint64_t layer_bytes = row.layer_bytes;
+    uint64_t index_bytes = mla ? td_kv_row_index(index, c->index_dims).layer_bytes : 1;
     uint32_t per = layers_in_group(layer_bytes > index_bytes ? layer_bytes : index_bytes),
              ordinal = 0;
     /* a run of layers may bring two groups; very wide rows get groups above 1 MiB instead of too
