@@ -1,28 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Latency and throughput of a whole server: starts `tandem serve` on a free port, runs closed loops
  * at several concurrencies, prints a table and writes bench/results/serve.csv. bench_serve [--model
- * DIR] [--tokens N] [--requests N] [--out FILE] [-- options of serve] TTFT = first token received -
- * request sent. TPOT = (last token - first token) / (tokens - 1) per request. Tokens are counted
- * from the server's usage, never from chunks. KV figures are differences of the router's counters.
- */
+ * DIR] [--concurrency 1,4,16] [--prompt N] [--tokens N] [--requests N] [--out FILE]
+ *               [-- options of serve]
+ * --prompt N asks for completions of N token ids of their own instead of a chat. TTFT = first token
+ * received - request sent. TPOT = (last token - first token) / (tokens - 1) per request. Tokens are
+ * counted from the server's usage, never from chunks. KV figures are differences of the router's
+ * counters. */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/utsname.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/bug.h"
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/strbuf.h"
+#include "bench/server.h"
 #include "net/http.h"
 #include "base/banned.h"
 
-enum { CONCURRENCY_MAX = 64, REQUESTS_MAX = 4096, ARGS_MAX = 40 };
+enum { CONCURRENCY_MAX = 64, REQUESTS_MAX = 4096, LEVELS_MAX = 8, PROMPT_MAX = 8192 };
 
 typedef struct bench bench;
 
@@ -37,10 +35,10 @@ typedef struct client {
 
 struct bench {
     const char *model, *out;
-    unsigned n_tokens, n_requests;
+    unsigned n_tokens, n_requests, n_prompt; /* n_prompt 0: a chat */
+    unsigned levels[LEVELS_MAX], n_levels;
     char **extra;
-    pid_t server;
-    char url[160];
+    bench_server server;
     td_loop *loop;
     client clients[CONCURRENCY_MAX];
     unsigned concurrency, started, finished, failed;
@@ -49,57 +47,7 @@ struct bench {
     uint64_t tokens;
     uint64_t begin_us, end_us;
     td_strbuf page;
-    double ready_s;
 };
-
-/* ---- server ---- */
-
-static void self_dir(char out[4096])
-{
-    ssize_t n = readlink("/proc/self/exe", out, 4095);
-    out[n > 0 ? n : 0] = 0;
-    char *slash = strrchr(out, '/');
-    if (slash)
-        *slash = 0;
-}
-
-static int start_server(bench *b)
-{
-    char dir[4096], path[4200], line[200] = "";
-    int pipes[2];
-    char *args[ARGS_MAX] = {(char *)"tandem", (char *)"serve", (char *)b->model, (char *)"--listen",
-                            (char *)"127.0.0.1:0"};
-    for (int i = 0; b->extra && b->extra[i] && i + 6 < ARGS_MAX; i++)
-        args[5 + i] = b->extra[i];
-    self_dir(dir);
-    snprintf(path, sizeof path, "%s/../tandem", dir);
-    if (access(path, X_OK) < 0)
-        snprintf(path, sizeof path, "%s/../../bin/tandem", dir);
-    if (pipe(pipes) < 0)
-        return -errno;
-    uint64_t begin = td_now_us();
-    b->server = fork();
-    if (b->server == 0) {
-        dup2(pipes[1], STDOUT_FILENO);
-        close(pipes[0]);
-        execv(path, args);
-        fprintf(stderr, "bench_serve: %s: %s\n", path, td_errno_text(errno));
-        _exit(127);
-    }
-    close(pipes[1]);
-    FILE *f = fdopen(pipes[0], "r");
-    int ok = f && fgets(line, sizeof line, f) && sscanf(line, "ready in %*f s: %150s", b->url) == 1;
-    b->ready_s = (double)(td_now_us() - begin) * 1e-6;
-    return ok ? 0 : -EIO;
-}
-
-static void stop_server(bench *b)
-{
-    if (b->server <= 0)
-        return;
-    kill(b->server, SIGTERM);
-    waitpid(b->server, NULL, 0);
-}
 
 /* ---- one request ---- */
 
@@ -164,6 +112,32 @@ static void on_done(void *arg, const char *error)
         next_request(c);
 }
 
+/* A prompt of its own for each: nothing comes from a cache. */
+static void add_body(client *c, unsigned k)
+{
+    const bench *b = c->b;
+    unsigned x = k * 7919 + b->concurrency;
+    if (b->n_prompt) {
+        td_strbuf_addf(&c->body, "{\"prompt\":[");
+        for (unsigned i = 0; i < b->n_prompt; i++) {
+            x = x * 1664525 + 1013904223;
+            td_strbuf_addf(&c->body, i ? ",%u" : "%u", 300 + (x >> 16) % 1024);
+        }
+        td_strbuf_addf(&c->body, "],");
+    } else {
+        td_strbuf_addf(&c->body,
+                       "{\"messages\":[{\"role\":\"user\",\"content\":\"Number %u. A farmer has %u "
+                       "apples and buys %u more, then gives away %u. How many apples are left, and "
+                       "what would you do with them?\"}],",
+                       x, k % 90 + 10, k % 40 + 3, k % 9 + 1);
+    }
+    td_strbuf_addf(
+        &c->body,
+        "\"cache_salt\":\"%u-%u\",\"stream\":true,\"stream_options\":{\"include_usage\":true},"
+        "\"ignore_eos\":true,\"max_tokens\":%u,\"seed\":%u}",
+        b->concurrency, k, b->n_tokens, k);
+}
+
 static void next_request(client *c)
 {
     static const td_http_call_ops ops = {.on_data = on_data, .on_done = on_done};
@@ -176,17 +150,9 @@ static void next_request(client *c)
     td_strbuf_reset(&c->body);
     c->first_us = c->tokens = 0;
     c->done = 0;
-    /* a prompt of its own for each: nothing comes from a cache */
-    td_strbuf_addf(&c->body,
-                   "{\"messages\":[{\"role\":\"user\",\"content\":\"Number %u. A farmer has %u "
-                   "apples and buys %u more, then gives "
-                   "away %u. How many apples are left, and what would you do with "
-                   "them?\"}],\"cache_salt\":\"%u-%u\","
-                   "\"stream\":true,\"stream_options\":{\"include_usage\":true},\"ignore_eos\":"
-                   "true,\"max_tokens\":%u,\"seed\":%u}",
-                   k * 7919 + b->concurrency, k % 90 + 10, k % 40 + 3, k % 9 + 1, b->concurrency, k,
-                   b->n_tokens, k);
-    snprintf(url, sizeof url, "%s/v1/chat/completions", b->url);
+    add_body(c, k);
+    snprintf(url, sizeof url, "%s/v1/%s", b->server.url,
+             b->n_prompt ? "completions" : "chat/completions");
     c->sent_us = td_now_us();
     if (td_http_call_start(b->loop, "POST", url, headers, 1, c->body.data, c->body.len, &ops, c,
                            &c->call, &err) < 0) {
@@ -196,20 +162,6 @@ static void next_request(client *c)
 }
 
 /* ---- figures ---- */
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(double *v, unsigned n, double q)
-{
-    if (!n)
-        return 0;
-    qsort(v, n, sizeof *v, by_value);
-    return v[(unsigned)(q * (n - 1) + 0.5)];
-}
 
 static void page_data(void *arg, const char *data, size_t n)
 {
@@ -227,7 +179,7 @@ static void fetch_metrics(bench *b)
     char url[220];
     td_http_call *call;
     td_strbuf_reset(&b->page);
-    snprintf(url, sizeof url, "%s/metrics", b->url);
+    snprintf(url, sizeof url, "%s/metrics", b->server.url);
     if (td_http_call_start(b->loop, "GET", url, NULL, 0, NULL, 0, &ops, b, &call, NULL) == 0)
         td_loop_run(b->loop);
 }
@@ -259,21 +211,24 @@ static void run_level(bench *b, unsigned concurrency, FILE *csv, const char *sta
     bytes = metric(b, "tandem_kv_transfer_bytes_total") - bytes;
     seconds = metric(b, "tandem_kv_transfer_seconds_sum") - seconds;
     count = metric(b, "tandem_kv_transfer_seconds_count") - count;
-    double t50 = quantile(b->ttft, b->finished, .5), t99 = quantile(b->ttft, b->finished, .99);
-    double p50 = quantile(b->tpot, b->n_tpot, .5), p99 = quantile(b->tpot, b->n_tpot, .99);
+    double t50 = bench_quantile(b->ttft, b->finished, .5),
+           t99 = bench_quantile(b->ttft, b->finished, .99);
+    double p50 = bench_quantile(b->tpot, b->n_tpot, .5),
+           p99 = bench_quantile(b->tpot, b->n_tpot, .99);
     double rate = (double)b->tokens / wall, kv_ms = count > 0 ? seconds / count * 1e3 : 0;
     double kv_gbs = seconds > 0 ? bytes / seconds * 1e-9 : 0,
            kv_each = count > 0 ? bytes / count : 0;
     printf("%11u %8u %7.1f %7.1f %8.2f %8.2f %9.0f %10.0f %8.2f %8.3f\n", concurrency, b->finished,
            t50, t99, p50, p99, rate, kv_each, kv_ms, kv_gbs);
     fprintf(csv, "%s,%u,%u,%u,%.2f,%.2f,%.3f,%.3f,%.1f,%.0f,%.3f,%.4f,%.3f\n", stamp, concurrency,
-            b->finished, b->failed, t50, t99, p50, p99, rate, kv_each, kv_ms, kv_gbs, b->ready_s);
+            b->finished, b->failed, t50, t99, p50, p99, rate, kv_each, kv_ms, kv_gbs,
+            b->server.ready_s);
 }
 
 static void print_memory(bench *b, FILE *csv)
 {
     char cmd[80], path[64], line[200];
-    snprintf(cmd, sizeof cmd, "ps -o pid= --ppid %d", (int)b->server);
+    snprintf(cmd, sizeof cmd, "ps -o pid= --ppid %d", (int)b->server.pid);
     FILE *ps = popen(cmd, "r");
     int pid;
     printf("\nresident memory, MiB:");
@@ -303,28 +258,22 @@ static void print_memory(bench *b, FILE *csv)
     putchar('\n');
 }
 
-static void make_stamp(char *out, size_t n)
+/* "1,4,16" */
+static int parse_levels(bench *b, const char *v)
 {
-    char cpu[128] = "?", commit[64] = "?", line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %127[^\n]", cpu) == 1)
-            break;
-    if (f)
-        fclose(f);
-    FILE *g = popen("git rev-parse --short=12 HEAD 2>/dev/null", "r");
-    if (g && fgets(commit, sizeof commit, g))
-        commit[strcspn(commit, "\n")] = 0;
-    if (g)
-        pclose(g);
-    for (char *p = cpu; *p; p++)
-        if (*p == ',')
-            *p = ' ';
-    time_t t = time(NULL);
-    struct tm tm;
-    char day[16];
-    strftime(day, sizeof day, "%Y-%m-%d", gmtime_r(&t, &tm));
-    snprintf(out, n, "%s,%s,%s x%ld", day, commit, cpu, sysconf(_SC_NPROCESSORS_ONLN));
+    for (b->n_levels = 0; b->n_levels < LEVELS_MAX; v++) {
+        char *end;
+        unsigned long x = strtoul(v, &end, 10);
+        if (end == v || x < 1 || x > CONCURRENCY_MAX)
+            return -EINVAL;
+        b->levels[b->n_levels++] = (unsigned)x;
+        v = end;
+        if (!*v)
+            return 0;
+        if (*v != ',')
+            return -EINVAL;
+    }
+    return -EINVAL;
 }
 
 static int parse(bench *b, int argc, char **argv)
@@ -343,12 +292,20 @@ static int parse(bench *b, int argc, char **argv)
             b->out = v;
         else if (strcmp(argv[i], "--tokens") == 0)
             b->n_tokens = (unsigned)strtoul(v, NULL, 10);
-        else if (strcmp(argv[i], "--requests") == 0)
+        else if (strcmp(argv[i], "--prompt") == 0)
+            b->n_prompt = (unsigned)strtoul(v, NULL, 10);
+        else if (strcmp(argv[i], "--concurrency") == 0) {
+            if (parse_levels(b, v) < 0)
+                return -EINVAL;
+        } else if (strcmp(argv[i], "--requests") == 0)
             b->n_requests = (unsigned)strtoul(v, NULL, 10);
         else
             return -EINVAL;
     }
-    return b->n_tokens >= 2 && b->n_requests >= 1 && b->n_requests <= REQUESTS_MAX ? 0 : -EINVAL;
+    return b->n_tokens >= 2 && b->n_requests >= 1 && b->n_requests <= REQUESTS_MAX &&
+                   b->n_prompt <= PROMPT_MAX
+               ? 0
+               : -EINVAL;
 }
 
 int main(int argc, char **argv)
@@ -356,12 +313,14 @@ int main(int argc, char **argv)
     static bench b = {.model = "models/glm-tiny",
                       .out = "bench/results/serve.csv",
                       .n_tokens = 128,
-                      .n_requests = 48};
-    static const unsigned levels[] = {1, 4, 16};
+                      .n_requests = 48,
+                      .levels = {1, 4, 16},
+                      .n_levels = 3};
     char stamp[300];
     if (parse(&b, argc, argv) < 0) {
-        fprintf(stderr, "usage: bench_serve [--model DIR] [--tokens N] [--requests N] [--out FILE] "
-                        "[-- options of serve]\n");
+        fprintf(stderr,
+                "usage: bench_serve [--model DIR] [--concurrency 1,4,16] [--prompt N] [--tokens N] "
+                "[--requests N] [--out FILE] [-- options of serve]\n");
         return 2;
     }
     FILE *csv = fopen(b.out, "w");
@@ -369,9 +328,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "bench_serve: %s: %s (--out FILE)\n", b.out, td_errno_text(errno));
         return 1;
     }
-    if (start_server(&b) < 0) {
+    if (bench_server_start(&b.server, b.model, b.extra) < 0) {
         fprintf(stderr, "bench_serve: the server did not start\n");
-        stop_server(&b);
+        bench_server_stop(&b.server);
         return 1;
     }
     td_loop_new(&b.loop);
@@ -380,19 +339,20 @@ int main(int argc, char **argv)
         td_strbuf_init(&b.clients[i].line);
         td_strbuf_init(&b.clients[i].body);
     }
-    make_stamp(stamp, sizeof stamp);
+    bench_stamp(stamp, sizeof stamp);
     fprintf(csv, "day,commit,machine,concurrency,requests,failed,ttft_p50_ms,ttft_p99_ms,tpot_p50_"
                  "ms,tpot_p99_ms,tokens_per_s,"
                  "kv_bytes_each,kv_ms_each,kv_gb_per_s,ready_s\n");
-    printf("%s, start to ready %.2f s, %u tokens a request\n\n", stamp, b.ready_s, b.n_tokens);
+    printf("%s, start to ready %.2f s, %u tokens a request\n\n", stamp, b.server.ready_s,
+           b.n_tokens);
     printf(
         "concurrency requests TTFT p50     p99 TPOT p50      p99  tokens/s   KV bytes    KV ms  KV "
         "GB/s\n"
         "                          ms      ms       ms       ms                 each     each\n");
-    for (size_t i = 0; i < TD_ARRAY_LEN(levels); i++)
-        run_level(&b, levels[i], csv, stamp);
+    for (size_t i = 0; i < b.n_levels; i++)
+        run_level(&b, b.levels[i], csv, stamp);
     print_memory(&b, csv);
     fclose(csv);
-    stop_server(&b);
+    bench_server_stop(&b.server);
     return b.failed ? 1 : 0;
 }
