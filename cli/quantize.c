@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `tandem quantize MODEL OUT`: a BF16 checkpoint to MXFP4 or FP8, with what each module lost. */
+/* `tandem quantize MODEL OUT`: a BF16 checkpoint to MXFP4, FP8 or both, with what each module lost.
+ */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -18,9 +19,10 @@
 
 enum { GLOBS_MAX = 256, KINDS_MAX = 32, KIND_BYTES = 64 };
 
-/* Modules of the same kind (all "mlp.experts.up_proj") share a line of the table. */
+/* Modules of the same kind (all "mlp.experts.up_proj") and format share a line of the table. */
 typedef struct kind {
     char name[KIND_BYTES];
+    td_weight_format format;
     uint64_t tensors, elements;
     double squares, worst; /* sum of relative^2 * elements; largest relative loss of a tensor */
 } kind;
@@ -55,10 +57,10 @@ static void add_row(void *arg, const td_quantize_row *row)
     char name[KIND_BYTES];
     kind_of(row->name, name);
     size_t i = 0;
-    while (i < r->n && strcmp(r->kinds[i].name, name) != 0)
+    while (i < r->n && (strcmp(r->kinds[i].name, name) != 0 || r->kinds[i].format != row->format))
         i++;
     if (i == r->n && r->n < KINDS_MAX) {
-        r->kinds[i] = (kind){0};
+        r->kinds[i] = (kind){.format = row->format};
         memcpy(r->kinds[r->n++].name, name, sizeof name);
     }
     kind *k = &r->kinds[i < KINDS_MAX ? i : KINDS_MAX - 1];
@@ -67,8 +69,8 @@ static void add_row(void *arg, const td_quantize_row *row)
     k->squares += row->relative * row->relative * (double)row->elements;
     k->worst = row->relative > k->worst ? row->relative : k->worst;
     if (r->csv)
-        fprintf(r->csv, "%s,%llu,%.6e,%.6e\n", row->name, (unsigned long long)row->elements,
-                row->relative, row->largest);
+        fprintf(r->csv, "%s,%llu,%.6e,%.6e,%s\n", row->name, (unsigned long long)row->elements,
+                row->relative, row->largest, td_weight_format_name(row->format));
 }
 
 static void draw(void *arg, double fraction)
@@ -83,10 +85,12 @@ static void draw(void *arg, double fraction)
 
 static void print_table(const report *r, double seconds)
 {
-    printf("%-32s %8s %14s %10s %10s\n", "modules", "tensors", "weights", "loss", "worst");
+    printf("%-32s %-6s %8s %14s %10s %10s\n", "modules", "format", "tensors", "weights", "loss",
+           "worst");
     for (size_t i = 0; i < r->n; i++) {
         const kind *k = &r->kinds[i];
-        printf("%-32s %8llu %14llu %9.3f%% %9.3f%%\n", k->name, (unsigned long long)k->tensors,
+        printf("%-32s %-6s %8llu %14llu %9.3f%% %9.3f%%\n", k->name,
+               td_weight_format_name(k->format), (unsigned long long)k->tensors,
                (unsigned long long)k->elements, 100.0 * sqrt(k->squares / (double)k->elements),
                100.0 * k->worst);
     }
@@ -107,20 +111,23 @@ static int quantize(const td_options *o)
 {
     td_err err = {0};
     report r = {.bar = isatty(STDERR_FILENO)};
-    const char *globs[GLOBS_MAX];
+    const char *globs[GLOBS_MAX], *fp8[GLOBS_MAX];
     const char *csv = td_opt_str(o, TD_OPT_ID_REPORT);
     td_quantize_options q = {
         .format = strcmp(td_opt_str(o, TD_OPT_ID_FORMAT), "fp8") == 0 ? TD_W_FP8 : TD_W_MXFP4,
         .exclude = globs,
+        .fp8 = fp8,
         .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
         .row = add_row,
         .progress = draw,
         .arg = &r};
-    TD_AUTO_FREE char *list = strdup(td_opt_str(o, TD_OPT_ID_EXCLUDE));
-    if (!list) {
+    TD_AUTO_FREE char *list = strdup(td_opt_str(o, TD_OPT_ID_EXCLUDE)),
+                      *fp8_list = strdup(td_opt_str(o, TD_OPT_ID_FP8));
+    if (!list || !fp8_list) {
         fprintf(stderr, "tandem quantize: out of memory\n");
         return TD_EXIT_FAILED;
     }
+    q.n_fp8 = split(fp8_list, fp8);
     if (*list)
         q.n_exclude = split(list, globs);
     else
@@ -132,7 +139,7 @@ static int quantize(const td_options *o)
         return TD_EXIT_FAILED;
     }
     if (r.csv)
-        fprintf(r.csv, "tensor,weights,relative_loss,largest_error\n");
+        fprintf(r.csv, "tensor,weights,relative_loss,largest_error,format\n");
     uint64_t start = td_now_us();
     int code = td_quantize(o->positional[0], o->positional[1], &q, &err);
     if (r.csv && fclose(r.csv) != 0 && code >= 0)

@@ -17,10 +17,18 @@ enum { CONFIG_BYTES_MAX = 1 << 20, NAMES_MAX = 65536 };
 
 static const char *const WHAT = "config.json: quantization_config";
 
+/* An entry of layer_quant_config. */
+typedef struct rule {
+    char *glob;
+    td_weight_format format;
+} rule;
+
 struct td_quant {
     td_weight_format format;
     char **names; /* modules that stay unquantised: names, parts of names or globs */
     size_t n_names;
+    rule *rules; /* the first that matches decides */
+    size_t n_rules;
 };
 
 static void free_json(json_t **j)
@@ -52,12 +60,16 @@ static int want_empty(const json_t *o, const char *key, td_err *err)
     return td_err_set(err, -ENOTSUP, "%s: %s is set, which is not supported", WHAT, key);
 }
 
-static int check_quark(const json_t *o, td_err *err)
+static int is_block(const json_t *o, const char *key)
 {
-    const json_t *global = json_object_get(o, "global_quant_config"),
-                 *weight = json_object_get(global, "weight");
-    if (!json_is_object(weight))
-        return td_err_set(err, -EINVAL, "%s: global_quant_config.weight is missing", WHAT);
+    const json_t *b = json_object_get(o, key);
+    return json_is_array(b) && json_array_size(b) == 2 &&
+           json_integer_value(json_array_get(b, 0)) == TD_FP8_BLOCK &&
+           json_integer_value(json_array_get(b, 1)) == TD_FP8_BLOCK;
+}
+
+static int check_mxfp4(const json_t *weight, td_err *err)
+{
     int64_t group = 0;
     int r = want_str(weight, "dtype", "fp4", 1, err);
     r = r < 0 ? r : want_str(weight, "qscheme", "per_group", 1, err);
@@ -66,9 +78,64 @@ static int check_quark(const json_t *o, td_err *err)
               : td_json_get_int(weight, WHAT, "group_size", TD_MX_GROUP, TD_MX_GROUP, &group, err);
     if (r == 0 && group == 0)
         r = td_err_set(err, -EINVAL, "%s: group_size is missing; expected 32", WHAT);
-    static const char *const empty[] = {"layer_quant_config", "layer_type_quant_config",
-                                        "kv_cache_quant_config", "algo_config",
-                                        "softmax_quant_spec"};
+    return r;
+}
+
+/* One module class of its own: the scheme of its weights. */
+static int read_rule(const json_t *layer, rule *ret, td_err *err)
+{
+    const json_t *weight = json_object_get(layer, "weight");
+    const char *dtype = NULL;
+    if (!json_is_object(weight))
+        return td_err_set(err, -EINVAL, "%s: weight is missing", WHAT);
+    int r = td_json_get_str(weight, WHAT, "dtype", &dtype, err);
+    if (r < 0)
+        return r;
+    if (r == 0 || strcmp(dtype, "fp8_e4m3") != 0) {
+        ret->format = TD_W_MXFP4;
+        return check_mxfp4(weight, err);
+    }
+    ret->format = TD_W_FP8;
+    r = want_str(weight, "qscheme", "per_block", 1, err);
+    if (r >= 0 && !is_block(weight, "block_size"))
+        r = td_err_set(err, -ENOTSUP, "%s: block_size must be [128, 128]", WHAT);
+    return r;
+}
+
+static int take_rules(td_quant *q, const json_t *o, td_err *err)
+{
+    json_t *layers = json_object_get(o, "layer_quant_config"), *layer;
+    const char *glob;
+    size_t n = json_object_size(layers);
+    if (n == 0)
+        return want_empty(o, "layer_quant_config", err);
+    q->rules = n <= NAMES_MAX ? calloc(n, sizeof *q->rules) : NULL;
+    if (!q->rules)
+        return td_err_set(err, -ENOMEM, "%s: layer_quant_config: no room for %zu entries", WHAT, n);
+    json_object_foreach(layers, glob, layer)
+    {
+        rule *t = &q->rules[q->n_rules];
+        int r = read_rule(layer, t, err);
+        if (r < 0) {
+            td_err_prefix(err, "layer_quant_config[\"%.80s\"]", glob);
+            return r;
+        }
+        if (!(t->glob = strdup(glob)))
+            return td_err_set(err, -ENOMEM, "out of memory");
+        q->n_rules++;
+    }
+    return 0;
+}
+
+static int check_quark(const json_t *o, td_err *err)
+{
+    const json_t *global = json_object_get(o, "global_quant_config"),
+                 *weight = json_object_get(global, "weight");
+    if (!json_is_object(weight))
+        return td_err_set(err, -EINVAL, "%s: global_quant_config.weight is missing", WHAT);
+    int r = check_mxfp4(weight, err);
+    static const char *const empty[] = {"layer_type_quant_config", "kv_cache_quant_config",
+                                        "algo_config", "softmax_quant_spec"};
     for (size_t i = 0; r >= 0 && i < sizeof empty / sizeof *empty; i++)
         r = want_empty(o, empty[i], err);
     return r;
@@ -80,10 +147,7 @@ static int check_fp8(const json_t *o, td_err *err)
     r = r < 0 ? r : want_str(o, "activation_scheme", "dynamic", 0, err);
     if (r < 0)
         return r;
-    const json_t *b = json_object_get(o, "weight_block_size");
-    if (json_is_array(b) && json_array_size(b) == 2 &&
-        json_integer_value(json_array_get(b, 0)) == TD_FP8_BLOCK &&
-        json_integer_value(json_array_get(b, 1)) == TD_FP8_BLOCK)
+    if (is_block(o, "weight_block_size"))
         return 0;
     return td_err_set(err, -ENOTSUP, "%s: weight_block_size must be [128, 128]", WHAT);
 }
@@ -120,6 +184,7 @@ static int read_quant(const json_t *o, td_quant *q, td_err *err)
     if (r && strcmp(method, "quark") == 0) {
         q->format = TD_W_MXFP4;
         r = check_quark(o, err);
+        r = r < 0 ? r : take_rules(q, o, err);
         return r < 0 ? r : take_names(q, o, "exclude", err);
     }
     if (r && strcmp(method, "fp8") == 0) {
@@ -178,6 +243,9 @@ void td_quant_free(td_quant *q)
     for (size_t i = 0; i < q->n_names; i++)
         free(q->names[i]);
     free(q->names);
+    for (size_t i = 0; i < q->n_rules; i++)
+        free(q->rules[i].glob);
+    free(q->rules);
     free(q);
 }
 
@@ -209,10 +277,23 @@ static int listed(const td_quant *q, const char *module)
     return 0;
 }
 
-int td_quant_check(const td_quant *q, const char *module, td_weight_format format,
+/* What the list says of a module. named: it says so by name. F32 stands for plain. */
+static td_weight_format expected(const td_quant *q, const char *module, int *ret_named)
+{
+    *ret_named = 1;
+    if (listed(q, module))
+        return TD_W_F32;
+    for (size_t i = 0; i < q->n_rules; i++)
+        if (fnmatch(q->rules[i].glob, module, 0) == 0)
+            return q->rules[i].format;
+    *ret_named = 0;
+    return q->format;
+}
+
+int td_quant_check(const td_quant *q, const char *module, int linear, td_weight_format format,
                    td_err *reterr_err)
 {
-    int quantised = format == TD_W_FP8 || format == TD_W_MXFP4;
+    int quantised = format == TD_W_FP8 || format == TD_W_MXFP4, named = 0;
     const char *remedy = "the list and the tensors disagree; fetch the checkpoint again or ask "
                          "whoever converted it";
     if (!q && quantised)
@@ -222,15 +303,20 @@ int td_quant_check(const td_quant *q, const char *module, td_weight_format forma
                           module, td_weight_format_name(format), remedy);
     if (!q)
         return 0;
-    if (quantised && listed(q, module))
+    td_weight_format want = expected(q, module, &named);
+    if (quantised && want == TD_W_F32)
         return td_err_set(reterr_err, -EINVAL,
                           "module %s is stored as %s, but quantization_config excludes it; %s",
                           module, td_weight_format_name(format), remedy);
-    if (!quantised && !listed(q, module))
+    if (!quantised && want != TD_W_F32 && (linear || named))
         return td_err_set(reterr_err, -EINVAL,
                           "module %s is stored as %s, but quantization_config does not exclude it "
                           "from %s; %s",
-                          module, td_weight_format_name(format), td_weight_format_name(q->format),
+                          module, td_weight_format_name(format), td_weight_format_name(want),
                           remedy);
+    if (quantised && want != format)
+        return td_err_set(reterr_err, -EINVAL,
+                          "module %s is stored as %s, but quantization_config says %s; %s", module,
+                          td_weight_format_name(format), td_weight_format_name(want), remedy);
     return 0;
 }

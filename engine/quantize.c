@@ -47,17 +47,27 @@ const char *const *td_quantize_default_exclude(td_weight_format format)
     return format == TD_W_MXFP4 ? mxfp4 : fp8;
 }
 
-/* Module of a linear layer's weight: name without ".weight". 0: it is none. */
-static int linear_module(const td_st_tensor *t, char *module, size_t size)
+static int ends_in(const char *s, const char *tail)
+{
+    size_t n = strlen(s), m = strlen(tail);
+    return n >= m && strcmp(s + n - m, tail) == 0;
+}
+
+/* Module of a matrix: name without ".weight". 0: it is none. */
+static int matrix_module(const td_st_tensor *t, char *module, size_t size)
 {
     static const char suffix[] = ".weight";
     size_t n = strlen(t->name), s = sizeof suffix - 1;
-    if (t->rank != 2 || n <= s || n >= size || strcmp(t->name + n - s, suffix) != 0)
+    if (t->rank != 2 || n <= s || n >= size || !ends_in(t->name, suffix))
         return 0;
     memcpy(module, t->name, n - s);
     module[n - s] = 0;
-    size_t m = strlen(module);
-    return !strstr(module, "embed") && !(m >= 4 && strcmp(module + m - 4, "norm") == 0);
+    return !ends_in(module, "norm");
+}
+
+static int is_linear(const char *module)
+{
+    return !strstr(module, "embed");
 }
 
 /* {mtp} stands for the number of the MTP layer. */
@@ -70,40 +80,52 @@ static void expand(const job *j, const char *pattern, char out[PATTERN_BYTES])
         snprintf(out, PATTERN_BYTES, "%.*s%s%s", (int)(at - pattern), pattern, j->mtp, at + 5);
 }
 
-static int excluded(const job *j, const char *module)
+static int named(const job *j, const char *const *globs, size_t n, const char *module)
 {
     char pattern[PATTERN_BYTES];
-    for (size_t i = 0; i < j->o->n_exclude; i++) {
-        expand(j, j->o->exclude[i], pattern);
+    for (size_t i = 0; i < n; i++) {
+        expand(j, globs[i], pattern);
         if (fnmatch(pattern, module, 0) == 0)
             return 1;
     }
     return 0;
 }
 
-/* 1 quantise, 0 keep, -errno. */
+/* The format of a matrix that is quantised, 0: it is kept, -errno. */
+_Static_assert(TD_W_MXFP4 > 0 && TD_W_FP8 > 0, "0 says kept");
 static int decide(job *j, const td_st_tensor *t)
 {
+    const td_quantize_options *o = j->o;
+    td_weight_format format = o->format;
     char module[TD_ST_NAME_MAX + 1];
     if (t->dtype == TD_U8 || t->dtype == TD_F8E4M3)
         return td_err_set(j->err, -EINVAL,
                           "tensor %s has dtype %s: the checkpoint is quantised already; start from "
                           "the BF16 one",
                           t->name, t->type);
-    if (!linear_module(t, module, sizeof module))
+    if (!matrix_module(t, module, sizeof module))
         return 0;
-    if (excluded(j, module)) {
+    if (named(j, o->fp8, o->n_fp8, module)) {
+        format = TD_W_FP8;
+    } else if (!is_linear(module)) {
+        return 0;
+    } else if (named(j, o->exclude, o->n_exclude, module)) {
         json_array_append_new(j->kept, json_string(module));
         return 0;
     }
+    if (ends_in(module, ".mlp.gate"))
+        return td_err_set(j->err, -EINVAL,
+                          "module %s is a router of experts, which must stay plain; exclude it, "
+                          "and name it in no other list",
+                          module);
     if (t->dtype != TD_BF16 && t->dtype != TD_F32 && t->dtype != TD_F16)
         return td_err_set(j->err, -EINVAL, "tensor %s has dtype %s, which is no weight", t->name,
                           t->type);
-    if (j->o->format == TD_W_MXFP4 && t->shape[1] % TD_MX_GROUP)
+    if (format == TD_W_MXFP4 && t->shape[1] % TD_MX_GROUP)
         return td_err_set(j->err, -EINVAL,
                           "tensor %s has rows of %llu, not a multiple of %d; exclude module %s",
                           t->name, (unsigned long long)t->shape[1], TD_MX_GROUP, module);
-    return 1;
+    return (int)format;
 }
 
 static uint64_t blocks_of(uint64_t n)
@@ -136,7 +158,7 @@ static plan plan_of(const td_st_tensor *t, td_weight_format f)
     return p;
 }
 
-/* 1 + number of tensors to quantise, or -errno; every output tensor is declared. */
+/* Every output tensor is declared; used holds its decision. */
 static int declare(job *j, size_t *ret_quantised)
 {
     size_t quantised = 0;
@@ -150,7 +172,7 @@ static int declare(job *j, size_t *ret_quantised)
             r = td_st_writer_add(j->out, t->name, t->type, t->shape, t->rank, t->bytes, j->err);
         } else {
             char name[TD_ST_NAME_MAX + 16];
-            plan p = plan_of(t, j->o->format);
+            plan p = plan_of(t, (td_weight_format)r);
             snprintf(name, sizeof name, "%s%s", t->name, p.suffix);
             r = td_st_writer_add(j->out, t->name, p.type, p.shape, 2, p.bytes, j->err);
             r = r < 0 ? r
@@ -284,6 +306,7 @@ static void tell(job *j, const work *w, uint32_t n_stripes)
             sum.largest = w->stripes[s].largest;
     }
     td_quantize_row row = {.name = w->t->name,
+                           .format = w->format,
                            .elements = w->t->shape[0] * w->t->shape[1],
                            .relative = sum.norm > 0.0 ? sqrt(sum.error / sum.norm) : 0.0,
                            .largest = sum.largest};
@@ -293,14 +316,15 @@ static void tell(job *j, const work *w, uint32_t n_stripes)
 
 static int quantise_tensor(job *j, const td_st_tensor *t)
 {
-    plan p = plan_of(t, j->o->format);
+    td_weight_format format = (td_weight_format)t->used;
+    plan p = plan_of(t, format);
     uint32_t n_stripes = (uint32_t)blocks_of(t->shape[0]);
     TD_AUTO_FREE uint8_t *codes = malloc(p.bytes ? p.bytes : 1);
     TD_AUTO_FREE uint8_t *scales = malloc(p.scale_bytes ? p.scale_bytes : 1);
     TD_AUTO_FREE struct loss *stripes = calloc(n_stripes ? n_stripes : 1, sizeof *stripes);
     if (!codes || !scales || !stripes)
         return td_err_set(j->err, -ENOMEM, "out of memory for tensor %s", t->name);
-    work w = {.t = t, .codes = codes, .scales = scales, .format = j->o->format, .stripes = stripes};
+    work w = {.t = t, .codes = codes, .scales = scales, .format = format, .stripes = stripes};
     td_pool_run(j->pool, stripe_item, &w, n_stripes);
     if (w.bad)
         return w.bad == ENOMEM ? td_err_set(j->err, -ENOMEM, "out of memory for tensor %s", t->name)
@@ -323,20 +347,48 @@ static json_t *mxfp4_spec(int dynamic)
                      "PerBlockMXObserver", "is_scale_quant", 0);
 }
 
+/* Quark's QLayerConfig of e4m3 in blocks. */
+static json_t *fp8_layer(void)
+{
+    json_t *weight = json_pack(
+        "{s:s, s:b, s:s, s:n, s:n, s:[i,i], s:b, s:s, s:s, s:n, s:n, s:n, s:s, s:b}", "dtype",
+        "fp8_e4m3", "is_dynamic", 0, "qscheme", "per_block", "ch_axis", "group_size", "block_size",
+        TD_FP8_BLOCK, TD_FP8_BLOCK, "symmetric", 1, "round_method", "half_even", "scale_type",
+        "float", "scale_format", "scale_calculation_mode", "mx_element_dtype", "observer_cls",
+        "PerBlock2DMinMaxObserver", "is_scale_quant", 0);
+    return json_pack("{s:n, s:n, s:o, s:n, s:n}", "input_tensors", "output_tensors", "weight",
+                     weight, "bias", "target_device");
+}
+
+/* Glob -> scheme, for what is not in the global one. */
+static json_t *layer_config(const job *j)
+{
+    json_t *layers = json_object();
+    char pattern[PATTERN_BYTES];
+    for (size_t i = 0; i < j->o->n_fp8; i++) {
+        expand(j, j->o->fp8[i], pattern);
+        if (json_object_set_new(layers, pattern, fp8_layer()) < 0) {
+            json_decref(layers);
+            return NULL;
+        }
+    }
+    return layers;
+}
+
 /* The keys that Quark writes; version names the writer. */
 static json_t *quark_config(const job *j)
 {
     char writer[64];
     snprintf(writer, sizeof writer, "tandem-%s", td_version());
     return json_pack(
-        "{s:{s:o, s:n, s:o, s:n, s:n}, s:O, s:n, s:n, s:s, s:{}, s:{}, s:{}, s:b, s:s, s:s, "
+        "{s:{s:o, s:n, s:o, s:n, s:n}, s:O, s:n, s:n, s:s, s:{}, s:o, s:{}, s:b, s:s, s:s, "
         "s:{s:[], s:f, s:s, s:s, s:n}}",
         "global_quant_config", "input_tensors", mxfp4_spec(1), "output_tensors", "weight",
         mxfp4_spec(0), "bias", "target_device", "exclude", j->kept, "algo_config",
         "softmax_quant_spec", "quant_method", "quark", "layer_type_quant_config",
-        "layer_quant_config", "kv_cache_quant_config", "kv_cache_post_rope", 0, "quant_mode",
-        "eager_mode", "version", writer, "export", "kv_cache_group", "min_kv_scale", 0.0,
-        "pack_method", "reorder", "weight_format", "real_quantized", "weight_merge_groups");
+        "layer_quant_config", layer_config(j), "kv_cache_quant_config", "kv_cache_post_rope", 0,
+        "quant_mode", "eager_mode", "version", writer, "export", "kv_cache_group", "min_kv_scale",
+        0.0, "pack_method", "reorder", "weight_format", "real_quantized", "weight_merge_groups");
 }
 
 static json_t *fp8_config(const job *j)
@@ -391,22 +443,38 @@ static int read_config(job *j, const char *model)
     return r < 0 ? r : j->kept ? 0 : -ENOMEM;
 }
 
+static int matches_one(const job *j, const char *glob, int linear)
+{
+    char pattern[PATTERN_BYTES], module[TD_ST_NAME_MAX + 1];
+    expand(j, glob, pattern);
+    for (size_t i = 0; i < td_st_count(j->st); i++)
+        if (matrix_module(td_st_at(j->st, i), module, sizeof module) &&
+            (!linear || is_linear(module)) && fnmatch(pattern, module, 0) == 0)
+            return 1;
+    return 0;
+}
+
 /* A glob that matches nothing is a slip, except the defaults, which serve several architectures. */
 static int check_globs(job *j)
 {
-    const char *const *standard = td_quantize_default_exclude(j->o->format);
-    for (size_t g = 0; g < j->o->n_exclude; g++) {
-        char pattern[PATTERN_BYTES], module[TD_ST_NAME_MAX + 1];
+    const td_quantize_options *o = j->o;
+    const char *const *standard = td_quantize_default_exclude(o->format);
+    if (o->n_fp8 && o->format != TD_W_MXFP4)
+        return td_err_set(j->err, -EINVAL,
+                          "--fp8 names what is FP8 beside MXFP4; with --format fp8 all is FP8 that "
+                          "--exclude does not name");
+    for (size_t g = 0; g < o->n_fp8; g++)
+        if (!matches_one(j, o->fp8[g], 0))
+            return td_err_set(j->err, -EINVAL,
+                              "--fp8 %s matches no matrix; a tied head is model.embed_tokens",
+                              o->fp8[g]);
+    for (size_t g = 0; g < o->n_exclude; g++) {
         int known = 0;
         for (size_t i = 0; standard[i]; i++)
-            known |= strcmp(standard[i], j->o->exclude[g]) == 0;
-        expand(j, j->o->exclude[g], pattern);
-        for (size_t i = 0; !known && i < td_st_count(j->st); i++)
-            known = linear_module(td_st_at(j->st, i), module, sizeof module) &&
-                    fnmatch(pattern, module, 0) == 0;
-        if (!known)
+            known |= strcmp(standard[i], o->exclude[g]) == 0;
+        if (!known && !matches_one(j, o->exclude[g], 1))
             return td_err_set(j->err, -EINVAL, "--exclude %s matches no linear module",
-                              j->o->exclude[g]);
+                              o->exclude[g]);
     }
     return 0;
 }

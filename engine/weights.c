@@ -201,14 +201,14 @@ static int agree(binder *b, const source *s, td_weight_class class)
         return 0;
     size_t n = strlen(s->t->name) - strlen(".weight");
     snprintf(module, sizeof module, "%.*s", (int)n, s->t->name);
-    int plain_anyway = class == TD_WC_ROUTER || class == TD_WC_EMBED;
-    if (plain_anyway && s->scale && class == TD_WC_ROUTER) {
+    int linear = class != TD_WC_ROUTER && class != TD_WC_EMBED;
+    if (s->scale && class == TD_WC_ROUTER) {
         fail(b, -ENOTSUP, "tensor %s has dtype %s: the router of experts must be plain", s->t->name,
              s->t->type);
         return 0;
     }
     td_err err = {0};
-    if ((!plain_anyway || s->scale) && td_quant_check(b->quant, module, s->format, &err) < 0) {
+    if (td_quant_check(b->quant, module, linear, s->format, &err) < 0) {
         fail(b, -EINVAL, "%s", err.text);
         return 0;
     }
@@ -613,6 +613,27 @@ static void qwen_layer(binder *b, td_layer *l, uint32_t i)
     dense_mlp(b, l);
 }
 
+/* Some exporters repeat the tied matrix, some quantisers its scales; only equal copies are
+ * harmless. */
+static void same_head(binder *b)
+{
+    static const char *const parts[] = {"", "_scale", "_scale_inv"};
+    char name[NAME_BYTES];
+    for (size_t i = 0; i < TD_ARRAY_LEN(parts) && !b->pack && !b->failed; i++) {
+        snprintf(name, sizeof name, "lm_head.weight%s", parts[i]);
+        td_st_tensor *head = td_st_find(b->st, name);
+        snprintf(name, sizeof name, "model.embed_tokens.weight%s", parts[i]);
+        const td_st_tensor *embed = td_st_find(b->st, name);
+        if (!head || !embed)
+            continue;
+        head->used = 1;
+        if (head->dtype != embed->dtype || head->bytes != embed->bytes ||
+            memcmp(head->data, embed->data, embed->bytes) != 0)
+            fail(b, -EINVAL, "%s differs from %s, but tie_word_embeddings is true", head->name,
+                 embed->name);
+    }
+}
+
 static void ends(binder *b)
 {
     td_model *m = b->m;
@@ -620,21 +641,12 @@ static void ends(binder *b)
     b->prefix[0] = 0;
     m->embed = matrix(b, TD_WC_EMBED, "model.embed_tokens.weight", c->vocab, c->hidden);
     m->norm = vector(b, "model.norm.weight", c->hidden);
-    td_st_tensor *head = b->pack ? NULL : td_st_find(b->st, "lm_head.weight");
     if (!c->tie)
         m->head = matrix(b, TD_WC_HEAD, "lm_head.weight", c->vocab, c->hidden);
     else {
         m->head = m->embed;
         m->formats[TD_WC_HEAD] = m->formats[TD_WC_EMBED];
-    }
-    /* some exporters repeat the tied matrix; only an equal copy is harmless */
-    const td_st_tensor *embed = b->pack ? NULL : td_st_find(b->st, "model.embed_tokens.weight");
-    if (c->tie && head && embed && !b->failed) {
-        head->used = 1;
-        if (head->bytes != embed->bytes || memcmp(head->data, embed->data, embed->bytes) != 0)
-            fail(b, -EINVAL,
-                 "lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings "
-                 "is true");
+        same_head(b);
     }
 }
 

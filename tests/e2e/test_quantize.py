@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tandem quantize` writes, byte for byte, the tensors that AMD Quark wrote from the same checkpoint; what it writes loads;
-bad input ends in a sentence and leaves nothing behind."""
+"""`tandem quantize` writes, byte for byte, the tensors that AMD Quark (FP8: torch) wrote from the same checkpoint; what it
+writes loads; bad input ends in a sentence and leaves nothing behind."""
 import pathlib, struct, subprocess, sys, tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
@@ -37,6 +37,10 @@ def same_as_quark(source, golden, *args):
     check(a["exclude"] == b["exclude"], (a["exclude"], b["exclude"]))
     for key, value in a["global_quant_config"]["weight"].items():
         check(b["global_quant_config"]["weight"][key] == value, key)
+    check(list(a["layer_quant_config"]) == list(b["layer_quant_config"]), a["layer_quant_config"])
+    for glob, layer in a["layer_quant_config"].items():
+        for key, value in layer["weight"].items():
+            check(b["layer_quant_config"][glob]["weight"][key] == value, (glob, key))
 
 
 def refused(named, *args):
@@ -46,6 +50,9 @@ def refused(named, *args):
 
 same_as_quark("glm-shared", "glm-mxfp4")
 same_as_quark("glm-mixed", "glm-mxfp4-all", "--exclude", "*lm_head,*mlp.gate")
+same_as_quark("glm-shared", "glm-mxfp4-fp8", "--exclude", "*mlp.gate,*indexer*,*layers.{mtp}.*",
+              "--fp8", "lm_head,model.embed_tokens,model.layers.[0-3].self_attn.*_proj*")
+same_as_quark("qwen3-tied", "qwen3-mxfp4-fp8", "--exclude", "*lm_head", "--fp8", "model.embed_tokens")
 print("tensors equal Quark's byte for byte")
 
 fp8, report = TEMP / "fp8", TEMP / "report.csv"
@@ -56,11 +63,41 @@ check(len(rows) > 150 and all(0.02 < float(row[2]) < 0.04 for row in rows), rows
 for model in (fp8, TEMP / "glm-mxfp4"):
     r = tandem("profile", model)
     check(r.returncode == 0 and "weights.experts=" in r.stdout, r.stderr)
+for model in ("glm-mxfp4-fp8", "qwen3-mxfp4-fp8"):
+    r = tandem("profile", TEMP / model)
+    check(r.returncode == 0 and "weights.embed=fp8\n" in r.stdout and "weights.head=fp8\n" in r.stdout
+          and "weights.dense=mxfp4\n" in r.stdout, r.stdout + r.stderr)
+
+
+def repeat_head(folder, spoil):
+    """Some exporters write the tied matrix twice."""
+    out, data = {}, b""
+    for name, (dtype, shape, raw) in tensors(TEMP / "qwen3-mxfp4-fp8").items():
+        for n in [name] + [name.replace("model.embed_tokens", "lm_head")] * ("embed_tokens" in name):
+            raw = raw if n == name or spoil not in n else raw[:-1] + bytes([raw[-1] ^ 1])
+            out[n] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+            data += raw
+    header = json.dumps(out).encode()
+    header += b" " * (-len(header) % 8)
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    (folder / "config.json").write_text((TEMP / "qwen3-mxfp4-fp8/config.json").read_text())
+    return tandem("profile", folder)
+
+
+r = repeat_head(TEMP / "twice", "nothing")
+check(r.returncode == 0, r.stderr)
+r = repeat_head(TEMP / "twice", "_scale_inv")
+check(r.returncode != 0 and "lm_head.weight_scale_inv differs" in r.stderr, r.stderr)
 
 refused("quantization_config already", TEMP / "glm-mxfp4", TEMP / "x")
 refused("does not exist", MODELS / "qwen3", fp8)
 refused("matches no linear module", MODELS / "qwen3", TEMP / "x", "--exclude", "*nonsense*")
 refused("nothing is left to quantise", MODELS / "qwen3", TEMP / "x", "--exclude", "*_proj,*lm_head")
+refused("--fp8 lm_head matches no matrix", MODELS / "qwen3-tied", TEMP / "x", "--fp8", "lm_head")
+refused("FP8 beside MXFP4", MODELS / "qwen3", TEMP / "x", "--format", "fp8", "--fp8", "lm_head")
+refused("mlp.gate is a router", MODELS / "glm-shared", TEMP / "x", "--exclude", "*lm_head")
+refused("mlp.gate is a router", MODELS / "glm-shared", TEMP / "x", "--fp8", "*mlp*")
 refused("config.json", TEMP / "nowhere", TEMP / "x")
 refused("format must be one of", MODELS / "qwen3", TEMP / "x", "--format", "int3")
 refused("new directory", MODELS / "qwen3")

@@ -5,9 +5,11 @@
 
 Needs what make_models.py needs, and amd-quark (its version is in golden.json): MXFP4 checkpoints are written by Quark
 itself, file to file. FP8 checkpoints follow the layout of the published ones (e4m3, 128 x 128 blocks, weight_scale_inv,
-modules_to_not_convert) and are quantised with torch. The golden is transformers in float32 on the values that torch
+modules_to_not_convert) and are quantised with torch. Mixed ones are Quark's with some modules in FP8 by torch and Quark's
+own layer_quant_config for these. The golden is transformers in float32 on the values that torch
 decodes from the quantised file.
 """
+import fnmatch
 import json
 import pathlib
 import shutil
@@ -28,13 +30,18 @@ WIDE = dict(base.GLM, hidden_size=160, q_lora_rank=136, kv_lora_rank=136, interm
 INTERLEAVED = {"rope_interleave": True, "indexer_rope_interleave": True, "head_dim": 24}
 GLM52 = ["*self_attn*", "*mlp.gate", "*lm_head", "*mlp.gate_proj", "*mlp.up_proj", "*mlp.down_proj", "*layers.4.*"]
 
-# name: committed BF16 checkpoint it is made of (None: WIDE), how, modules that stay as they are
+# name: committed BF16 checkpoint it is made of (None: WIDE), how, modules that stay as they are, modules in FP8
 MODELS = {
     # the published recipe: routed and shared experts only, the MTP layer excluded
     "glm-mxfp4": ("glm-shared", "quark", GLM52),
     # everything that can be: attention, indexer, dense MLP, experts; shards
     "glm-mxfp4-all": ("glm-mixed", "quark", ["*lm_head", "*mlp.gate"]),
     "qwen3-mxfp4": ("qwen3-tied", "quark", []),
+    # a tied embedding in 8 bits
+    "qwen3-mxfp4-fp8": ("qwen3-tied", "quark", [], ["model.embed_tokens"]),
+    # head, embedding and attention (with kv_b) in 8 bits
+    "glm-mxfp4-fp8": ("glm-shared", "quark", ["*mlp.gate", "*indexer*", "*layers.4.*"],
+                      ["lm_head", "model.embed_tokens", "model.layers.[0-3].self_attn.*_proj*"]),
     "glm-fp8": (None, "fp8",
                 # as published: the indexer's entry has a name that no module has
                 ["lm_head", "model.layers.1.mlp.gate", "model.layers.0.self_attn.indexers_proj",
@@ -54,23 +61,53 @@ def quark(source, target, exclude):
     return {"amd-quark": importlib.metadata.version("amd-quark")}
 
 
+def fp8_blocks(w):
+    """e4m3 codes and the scale of each block of 128 x 128."""
+    n, k = w.shape
+    blocks = -(-n // 128), -(-k // 128)
+    wide = torch.zeros(blocks[0] * 128, blocks[1] * 128)
+    wide[:n, :k] = w.float()
+    tiles = wide.view(blocks[0], 128, blocks[1], 128)
+    scale = tiles.abs().amax(dim=(1, 3)).clamp(min=1e-12) / 448
+    codes = (tiles / scale[:, None, :, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes.view(blocks[0] * 128, blocks[1] * 128)[:n, :k].contiguous(), scale
+
+
+def quark_fp8_layer():
+    """What Quark writes into layer_quant_config for e4m3 in blocks."""
+    from quark.torch.quantization.config.config import QLayerConfig, QTensorConfig
+    from quark.torch.quantization.config.type import Dtype, QSchemeType, RoundType, ScaleType
+    from quark.torch.quantization.observer import PerBlock2DMinMaxObserver
+    weight = QTensorConfig(dtype=Dtype.fp8_e4m3, is_dynamic=False, observer_cls=PerBlock2DMinMaxObserver, symmetric=True,
+                           qscheme=QSchemeType.per_block, block_size=[128, 128], round_method=RoundType.half_even,
+                           scale_type=ScaleType.float)
+    return QLayerConfig(weight=weight).to_dict()
+
+
+def quark_and_fp8(source, target, exclude, globs):
+    versions = quark(source, target, exclude + globs)
+    for file in target.glob("*.safetensors"):
+        out = {}
+        for name, w in load_file(file).items():
+            out[name] = w
+            if w.dim() == 2 and any(fnmatch.fnmatch(name.removesuffix(".weight"), g) for g in globs):
+                out[name], out[name + "_scale_inv"] = fp8_blocks(w)
+        save_file(out, file, {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    q = config["quantization_config"]
+    q["exclude"] = [m for m in q["exclude"] if not any(fnmatch.fnmatch(m, g) for g in globs)]
+    q["layer_quant_config"] = {g: quark_fp8_layer() for g in globs}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return versions
+
+
 def fp8(source, target, exclude):
     tensors, out = load_file(source / "model.safetensors"), {}
     for name, w in tensors.items():
         module = name.removesuffix(".weight")
-        plain = (w.dim() != 2 or "embed_tokens" in name or "weights_proj" in name or module in exclude)
-        if plain:
-            out[name] = w
-            continue
-        n, k = w.shape
-        blocks = -(-n // 128), -(-k // 128)
-        wide = torch.zeros(blocks[0] * 128, blocks[1] * 128)
-        wide[:n, :k] = w.float()
-        tiles = wide.view(blocks[0], 128, blocks[1], 128)
-        scale = tiles.abs().amax(dim=(1, 3)).clamp(min=1e-12) / 448
-        codes = (tiles / scale[:, None, :, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
-        out[name] = codes.view(blocks[0] * 128, blocks[1] * 128)[:n, :k].contiguous()
-        out[name + "_scale_inv"] = scale
+        out[name] = w
+        if not (w.dim() != 2 or "embed_tokens" in name or "weights_proj" in name or module in exclude):
+            out[name], out[name + "_scale_inv"] = fp8_blocks(w)
     target.mkdir()
     save_file(out, target / "model.safetensors", {"format": "pt"})
     config = json.loads((source / "config.json").read_text())
@@ -132,14 +169,15 @@ def reference(path, plain):
 
 
 def make(name):
-    source, how, exclude = MODELS[name]
+    source, how, exclude, *globs = MODELS[name]
     path = base.HERE / "models" / name
     shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temp:
         if source is None:
             wide(pathlib.Path(temp))
         folder = base.HERE / "models" / source if source else pathlib.Path(temp)
-        versions = (quark if how == "quark" else fp8)(folder, path, exclude)
+        make_it = quark_and_fp8 if globs else quark if how == "quark" else fp8
+        versions = make_it(folder, path, exclude, *globs)
     if len(list(path.glob("*.safetensors"))) == 1:
         (path / "model.safetensors.index.json").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as temp:

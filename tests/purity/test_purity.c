@@ -14,7 +14,7 @@ static const char *const models[] = {
     TD_SOURCE_DIR "/tests/goldens/models/glm-shared",
     TD_SOURCE_DIR "/tests/goldens/models/glm-groups",
     TD_SOURCE_DIR "/tests/goldens/models/qwen3",
-    TD_SOURCE_DIR "/tests/goldens/models/qwen3-mxfp4",
+    TD_SOURCE_DIR "/tests/goldens/models/qwen3-mxfp4-fp8",
     TD_SOURCE_DIR "/tests/goldens/models/glm-mxfp4-all",
     TD_SOURCE_DIR "/tests/goldens/models/glm-fp8",
 };

@@ -71,8 +71,9 @@ static void refused(const char *model, const char *from, const char *to, const c
 
 static void good_ones_load(void **state)
 {
-    static const char *const names[] = {"glm-mxfp4", "qwen3-mxfp4", "glm-fp8"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const names[] = {"glm-mxfp4", "qwen3-mxfp4", "glm-fp8", "glm-mxfp4-fp8",
+                                        "qwen3-mxfp4-fp8"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         td_err err = opened(names[i], NULL, NULL);
         assert_string_equal(err.text, "");
     }
@@ -124,6 +125,23 @@ static void a_list_that_lies_is_an_error_with_the_module(void **state)
     refused("glm-fp8", "\"lm_head\"", "\"mm_head\"", "lm_head is stored as bf16");
 }
 
+/* A mixed checkpoint that was believed to be of one format would be read as noise. */
+static void a_mixture_that_is_not_the_stated_one_is_an_error_with_the_module(void **state)
+{
+    refused("glm-mxfp4-fp8", "\"lm_head\": {", "\"mm_head\": {",
+            "lm_head is stored as fp8, but quantization_config says mxfp4");
+    refused("glm-mxfp4-fp8", "\"model.embed_tokens\": {", "\"model.embed_tokenz\": {",
+            "model.embed_tokens is stored as fp8, but quantization_config says mxfp4");
+    refused("qwen3-mxfp4-fp8", "\"model.embed_tokens\": {", "\"model.*mlp.up_proj\": {",
+            "model.layers.0.mlp.up_proj is stored as mxfp4, but quantization_config says fp8");
+    refused("glm-mxfp4-fp8", "[0-3].self_attn.*_proj*", "[0-2].self_attn.*_proj*",
+            "model.layers.3.self_attn.q_a_proj is stored as fp8");
+    refused("glm-mxfp4-fp8", "lm_head.weight_scale_inv", "lm_head.weight_scale_inw",
+            "lm_head.weight_scale_inv are missing");
+    refused("qwen3-mxfp4-fp8", "\"model.embed_tokens\": {", "\"model.embed_tokens\"= {",
+            "config.json");
+}
+
 static void parsed(const char *json, const char *named)
 {
     td_quant *q = NULL;
@@ -147,7 +165,14 @@ static void methods_that_are_not_understood_are_named(void **state)
     parsed(CONF("\"quant_method\": \"quark\", \"global_quant_config\": {\"weight\": {\"dtype\": "
                 "\"int4\"}}"),
            "int4");
-    parsed(FP4(", \"layer_quant_config\": {\"*self_attn*\": {}}"), "layer_quant_config");
+#define LAYER(x) FP4(", \"layer_quant_config\": {\"*self_attn*\": {\"weight\": {" x "}}}")
+    parsed(FP4(", \"layer_quant_config\": {\"*self_attn*\": {}}"),
+           "layer_quant_config[\"*self_attn*\"]");
+    parsed(FP4(", \"layer_quant_config\": [1]"), "layer_quant_config");
+    parsed(LAYER("\"dtype\": \"int4\""), "layer_quant_config[\"*self_attn*\"]");
+    parsed(LAYER("\"dtype\": \"fp8_e4m3\", \"qscheme\": \"per_channel\""), "per_channel");
+    parsed(LAYER("\"dtype\": \"fp8_e4m3\", \"qscheme\": \"per_block\", \"block_size\": [64, 64]"),
+           "block_size");
     parsed(FP4(", \"kv_cache_quant_config\": {\"k_proj\": {}}"), "kv_cache_quant_config");
     parsed(FP4(", \"exclude\": \"lm_head\""), "exclude");
     parsed(FP4(", \"exclude\": [\"re:.*\"]"), "exclude[0]");
@@ -173,12 +198,42 @@ static void names_match_as_globs_prefixes_and_suffixes(void **state)
     static const char *const in[] = {"model.layers.7.mlp.up_proj", "model.layers.780.mlp.up_proj",
                                      "model.layers.9.xeh_proj"};
     for (size_t i = 0; i < 4; i++) {
-        assert_int_equal(td_quant_check(q, out[i], TD_W_BF16, &err), 0);
-        assert_int_equal(td_quant_check(q, out[i], TD_W_MXFP4, &err), -EINVAL);
+        assert_int_equal(td_quant_check(q, out[i], 1, TD_W_BF16, &err), 0);
+        assert_int_equal(td_quant_check(q, out[i], 1, TD_W_MXFP4, &err), -EINVAL);
     }
     for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(td_quant_check(q, in[i], TD_W_MXFP4, &err), 0);
-        assert_int_equal(td_quant_check(q, in[i], TD_W_BF16, &err), -EINVAL);
+        assert_int_equal(td_quant_check(q, in[i], 1, TD_W_MXFP4, &err), 0);
+        assert_int_equal(td_quant_check(q, in[i], 1, TD_W_BF16, &err), -EINVAL);
+    }
+    td_quant_free(q);
+}
+
+static void a_module_has_the_format_of_its_first_glob_unless_excluded(void **state)
+{
+    static const char text[] =
+        FP4(", \"exclude\": [\"b.up\"], \"layer_quant_config\": {"
+            "\"*.down\": {\"weight\": {\"dtype\": \"fp4\", \"qscheme\": \"per_group\","
+            " \"scale_format\": \"e8m0\", \"group_size\": 32}},"
+            "\"b.*\": {\"weight\": {\"dtype\": \"fp8_e4m3\", \"qscheme\": \"per_block\","
+            " \"block_size\": [128, 128]}}}");
+    static const struct {
+        const char *module;
+        int linear;
+        td_weight_format right, wrong;
+    } rows[] = {
+        {"a.up", 1, TD_W_MXFP4, TD_W_FP8},   {"b.gate", 1, TD_W_FP8, TD_W_MXFP4},
+        {"b.gate", 1, TD_W_FP8, TD_W_BF16},  {"b.down", 1, TD_W_MXFP4, TD_W_FP8},
+        {"b.up", 1, TD_W_BF16, TD_W_FP8},    {"b.embed", 0, TD_W_FP8, TD_W_BF16},
+        {"c.embed", 0, TD_W_BF16, TD_W_FP8}, {"c.embed", 0, TD_W_MXFP4, TD_W_FP8},
+    };
+    td_quant *q = NULL;
+    td_err err = {0};
+    assert_int_equal(td_quant_parse(text, sizeof text - 1, &q, &err), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        assert_int_equal(td_quant_check(q, rows[i].module, rows[i].linear, rows[i].right, &err), 0);
+        assert_int_equal(td_quant_check(q, rows[i].module, rows[i].linear, rows[i].wrong, &err),
+                         -EINVAL);
+        assert_non_null(strstr(err.text, rows[i].module));
     }
     td_quant_free(q);
 }
@@ -190,8 +245,10 @@ int main(void)
         cmocka_unit_test(scales_are_complete_and_fit),
         cmocka_unit_test(an_expert_that_differs_from_the_others_is_named),
         cmocka_unit_test(a_list_that_lies_is_an_error_with_the_module),
+        cmocka_unit_test(a_mixture_that_is_not_the_stated_one_is_an_error_with_the_module),
         cmocka_unit_test(methods_that_are_not_understood_are_named),
         cmocka_unit_test(names_match_as_globs_prefixes_and_suffixes),
+        cmocka_unit_test(a_module_has_the_format_of_its_first_glob_unless_excluded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
