@@ -26,6 +26,7 @@ static struct device {
     void *kernels[N_KERNELS];
     range owned[ALLOCATIONS_MAX]; /* device memory that copy() must tell from the host's */
     td_gpu_plan plan;
+    td_tune_chooser *chooser; /* NULL, or borrowed */
     int load_error; /* of a weight's upload, negative errno */
     char load_text[300];
     td_backend table;
@@ -41,9 +42,17 @@ td_gpu *td_gpu_device(void)
     return device.gpu;
 }
 
-td_gpu_plan td_gpu_current_plan(void)
+td_gpu_plan td_gpu_plan_for(td_tune_key *k)
 {
-    return device.plan;
+    if (device.plan != TD_GPU_PLAN_AUTO || !device.chooser)
+        return device.plan;
+    k->cus = device.gpu->n_cus;
+    return td_tune_choose(device.chooser, k);
+}
+
+void td_gpu_backend_tuned(td_tune_chooser *chooser)
+{
+    device.chooser = chooser;
 }
 
 void td_gpu_backend_plan(td_gpu_plan plan)

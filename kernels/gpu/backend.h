@@ -7,6 +7,7 @@
 #define TD_KERNELS_GPU_BACKEND_H
 
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/tune.h"
 #include "kernels/kernels.h"
 
 /* Find every kernel on g, which is borrowed until close, and make it the process's device. name of
@@ -17,10 +18,11 @@ int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_back
 /* All queues are closed and all weights freed. */
 void td_gpu_backend_close(void);
 
-/* Launch plan of products: by their rows, or always the same. Never changes a bit (numerics, rule
- * 2). */
-typedef enum td_gpu_plan { TD_GPU_PLAN_AUTO, TD_GPU_PLAN_FEW, TD_GPU_PLAN_MANY } td_gpu_plan;
+/* Launch plan of products: AUTO takes a tuned table's row, else decides by the number of rows.
+ * Never changes a bit (numerics, rule 2). */
 void td_gpu_backend_plan(td_gpu_plan plan);
+/* Where AUTO looks; borrowed until close. NULL: by the number of rows only. */
+void td_gpu_backend_tuned(td_tune_chooser *chooser);
 
 /* What went wrong on the device since the last call, for people; "" = nothing. */
 const char *td_gpu_backend_error(void);

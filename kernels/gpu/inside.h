@@ -39,7 +39,8 @@ struct td_queue {
 
 /* The process's device; the calling thread drives it afterwards. */
 td_gpu *td_gpu_device(void);
-td_gpu_plan td_gpu_current_plan(void);
+/* AUTO: none was set and the tuned tables have none. cus of k is filled in here. */
+td_gpu_plan td_gpu_plan_for(td_tune_key *k);
 
 void td_gpu_fail(td_queue *q, int code);
 /* Filling a weight cannot fail by its signature: the next queue does not open instead. */

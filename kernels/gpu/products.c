@@ -33,11 +33,41 @@ static enum product product_of(td_dtype act, td_weight_format w)
     return of[act == TD_BF16][w];
 }
 
-/* f32 products are for checks: they have one launch plan. */
-static int is_many(uint32_t rows, enum product type)
+/* f32 products are for checks: they have one launch plan. rows_each: that meet one matrix. */
+static int is_many(td_tune_key *key, uint32_t rows, uint32_t rows_each, enum product type)
 {
-    td_gpu_plan p = td_gpu_current_plan();
-    return type <= B8 && (p == TD_GPU_PLAN_AUTO ? rows > FEW_UP_TO : p == TD_GPU_PLAN_MANY);
+    if (type > B8)
+        return 0;
+    key->rows = td_tune_rows_class(rows);
+    key->tp = key->ep = 1;
+    td_gpu_plan p = td_gpu_plan_for(key);
+    return p == TD_GPU_PLAN_AUTO ? rows_each > FEW_UP_TO : p == TD_GPU_PLAN_MANY;
+}
+
+static int gemm_is_many(const td_k_gemm *a, int silu, enum product type, uint32_t rows)
+{
+    td_tune_key key = {.op = silu ? TD_TUNE_SILU : TD_TUNE_GEMM,
+                       .k = a->w[0].k,
+                       .heads = a->n_heads,
+                       .slices = a->slices,
+                       .format = a->w[0].format};
+    for (uint32_t o = 0; o < a->n_out; o++)
+        key.n += a->w[o].n;
+    return is_many(&key, rows, rows, type);
+}
+
+static int moe_is_many(const td_moe *m, enum product type, uint32_t rows)
+{
+    td_tune_key key = {.op = TD_TUNE_MOE,
+                       .n = m->gate->n,
+                       .k = m->gate->k,
+                       .heads = 1,
+                       .slices = m->slices,
+                       .format = m->gate->format,
+                       .experts = m->n_experts,
+                       .top_k = m->top_k};
+    uint64_t pairs = (uint64_t)rows * m->top_k;
+    return is_many(&key, rows, (uint32_t)ceil_div(pairs, m->n_experts), type);
 }
 
 /* From the first kernel of its family: few of every type, then many of the first three. */
@@ -59,7 +89,7 @@ static uint32_t aligned(const void *p, uint32_t stride, uint32_t head, uint32_t 
 
 static void launch_gemm(td_queue *q, td_k_gemm *a, int silu, enum product type, uint32_t rows)
 {
-    int many = is_many(rows, type);
+    int many = gemm_is_many(a, silu, type, rows);
     uint64_t groups = 0;
     for (uint32_t o = 0; o < a->n_out; o++)
         groups += ceil_div(a->w[o].n_tiles, WAVES * (many && !silu ? 2 : 1));
@@ -252,7 +282,7 @@ void td_gpu_moe(td_queue *q, const td_step *s, const td_moe *m)
     enum product type = product_of(q->o.act, m->gate->format);
     uint32_t inner = m->gate->n;
     uint32_t act_stride = m->top_k * inner + (m->shared_gate ? m->shared_gate->n : 0);
-    int many = is_many((uint32_t)ceil_div((uint64_t)s->n_rows * m->top_k, m->n_experts), type);
+    int many = moe_is_many(m, type, s->n_rows);
     uint64_t tiles = 0;
     td_k_moe a = {.step = td_gpu_step(q, s),
                   .a = m->a,
