@@ -21,7 +21,6 @@ typedef struct lister {
     td_config c;
     td_quant *quant;
     td_weight_format plain; /* what is not quantised */
-    int fp8;                /* what is quantised is FP8, else MXFP4 */
     uint32_t ranks;
     td_shapes *out;
     td_err *err;
@@ -40,12 +39,11 @@ static td_weight_format format_of(const lister *l, const part *p)
 {
     char module[160];
     snprintf(module, sizeof module, "%s%s", p->whole ? "" : l->prefix, p->module);
-    /* plain first: some names allow both */
     static const td_weight_format formats[] = {TD_W_BF16, TD_W_FP8, TD_W_MXFP4};
+    int linear = !p->whole || !l->c.tie; /* a tied head is the embedding */
     for (size_t i = 0; i < TD_ARRAY_LEN(formats); i++) {
         td_err ignored = {0};
-        int skip = formats[i] == TD_W_MXFP4 ? l->fp8 : formats[i] == TD_W_FP8 && !l->fp8;
-        if (!skip && td_quant_check(l->quant, module, formats[i], &ignored) >= 0)
+        if (td_quant_check(l->quant, module, linear, formats[i], &ignored) >= 0)
             return i ? formats[i] : l->plain;
     }
     return l->plain;
@@ -238,9 +236,6 @@ static int read_plain(lister *l)
     const char *type = json_string_value(json_object_get(root, "dtype"));
     if (!type)
         type = json_string_value(json_object_get(root, "torch_dtype"));
-    const json_t *quant = json_object_get(root, "quantization_config");
-    const char *method = json_string_value(json_object_get(quant, "quant_method"));
-    l->fp8 = method && strcmp(method, "fp8") == 0;
     l->plain = !type || strcmp(type, "bfloat16") == 0 ? TD_W_BF16 : TD_W_F32;
     json_decref(root);
     return 0;

@@ -271,8 +271,10 @@ static void later_launches_follow_the_table(void **state)
 /* Every shape that a forward pass asked for is in the list, and the list has no other. */
 static void the_list_is_what_the_engine_launches(void **state)
 {
-    static const char *const models[] = {"glm-shared",    "glm-groups", "glm-mxfp4", "glm-mixed",
-                                         "glm-mxfp4-all", "glm-fp8",    "qwen3",     "qwen3-tied"};
+    static const char *const models[] = {"glm-shared",  "glm-groups",    "glm-mxfp4",
+                                         "glm-mixed",   "glm-mxfp4-fp8", "qwen3-mxfp4-fp8",
+                                         "qwen3-mxfp4", "glm-mxfp4-all", "glm-fp8",
+                                         "qwen3",       "qwen3-tied"};
     static const uint32_t one[] = {1};
     for (size_t i = 0; i < TD_ARRAY_LEN(models); i++) {
         char dir[300];
