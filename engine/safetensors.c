@@ -2,8 +2,11 @@
 #include "engine/safetensors.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/bug.h"
@@ -18,6 +21,7 @@ enum { HEADER_MAX = 100 * 1000 * 1000, NODES_MAX = 8 << 20, FILES_MAX = 4096 };
 typedef struct mapping {
     const void *data;
     size_t len;
+    char *path;
 } mapping;
 
 struct td_st {
@@ -285,11 +289,13 @@ static int map_file(td_st *st, const char *path, const uint8_t **ret, size_t *re
     int r = td_file_map(path, &data, &len, err);
     if (r < 0)
         return r;
-    if (grow((void **)&st->maps, &st->cap_maps, st->n_maps, sizeof *st->maps) < 0) {
+    char *name = strdup(path);
+    if (!name || grow((void **)&st->maps, &st->cap_maps, st->n_maps, sizeof *st->maps) < 0) {
+        free(name);
         td_file_unmap(data, len);
         return td_err_set(err, -ENOMEM, "%s: out of memory", path);
     }
-    st->maps[st->n_maps++] = (mapping){data, len};
+    st->maps[st->n_maps++] = (mapping){data, len, name};
     *ret = data;
     *ret_n = len;
     return 0;
@@ -417,12 +423,29 @@ int td_st_open(const char *dir, td_st **ret_st, td_err *reterr_err)
     return finish(st, r, ret_st);
 }
 
+void td_st_give_back(td_st *st)
+{
+    for (size_t i = 0; i < st->n_maps; i++) {
+        const mapping *m = &st->maps[i];
+        /* the kernel keeps what is mapped: this process lets go first. All of it is a wish */
+        if (m->len)
+            madvise((void *)(uintptr_t)m->data, m->len, MADV_DONTNEED);
+        int fd = open(m->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (fd < 0)
+            continue;
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+}
+
 void td_st_close(td_st *st)
 {
     if (!st)
         return;
-    for (size_t i = 0; i < st->n_maps; i++)
+    for (size_t i = 0; i < st->n_maps; i++) {
         td_file_unmap(st->maps[i].data, st->maps[i].len);
+        free(st->maps[i].path);
+    }
     free(st->maps);
     free(st->tensors);
     td_arena_done(&st->arena);

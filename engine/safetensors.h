@@ -24,7 +24,9 @@ typedef struct td_st_tensor {
     uint64_t shape[TD_ST_RANK_MAX];
     const uint8_t *data; /* borrowed from the mapping, 1-byte aligned */
     uint64_t bytes;
-    int used; /* for the binder: every tensor must be used */
+    int used;        /* for the binder: every tensor must be used */
+    int has_sum;     /* the same: sum is there */
+    uint8_t sum[16]; /* XXH3-128 of the bytes */
 } td_st_tensor;
 
 typedef struct td_st td_st;
@@ -36,6 +38,10 @@ int td_st_open_file(const char *path, td_st **ret_st, td_err *reterr_err);
 /* Parse one file's bytes (borrowed until close). name is used in errors. */
 int td_st_parse(const void *bytes, size_t n, const char *name, td_st **ret_st, td_err *reterr_err);
 void td_st_close(td_st *st);
+/* Give the files' pages in memory back to the system: the bytes were copied, so they would only
+ * stand in the way of the copy. The data stay readable (from disk again), pages that another
+ * process maps stay. A file system that lives in memory keeps them. */
+void td_st_give_back(td_st *st);
 
 /* Sorted by name (bytes). */
 size_t td_st_count(const td_st *st);

@@ -55,7 +55,7 @@ static void refuse_type(binder *b, const td_st_tensor *t)
 }
 
 /* The tensor of that name, marked as used. NULL and a sticky error otherwise. */
-static const td_st_tensor *take(binder *b, const char *full)
+static td_st_tensor *take(binder *b, const char *full)
 {
     if (b->failed)
         return NULL;
@@ -87,7 +87,7 @@ static int has_shape(binder *b, const td_st_tensor *t, uint64_t n, uint64_t k, c
 
 /* A matrix as the checkpoint holds it. */
 typedef struct source {
-    const td_st_tensor *t, *scale; /* t NULL: failed */
+    td_st_tensor *t, *scale; /* t NULL: failed */
     td_weight_format format;
 } source;
 
@@ -117,8 +117,8 @@ static int scales_are_numbers(binder *b, const td_st_tensor *s)
     return 1;
 }
 
-static const td_st_tensor *take_scale(binder *b, const td_st_tensor *t, const char *suffix,
-                                      td_dtype type, uint64_t n, uint64_t k)
+static td_st_tensor *take_scale(binder *b, const td_st_tensor *t, const char *suffix, td_dtype type,
+                                uint64_t n, uint64_t k)
 {
     char full[2 * NAME_BYTES];
     snprintf(full, sizeof full, "%s%s", t->name, suffix);
@@ -128,7 +128,7 @@ static const td_st_tensor *take_scale(binder *b, const td_st_tensor *t, const ch
              t->name, t->type, full);
         return NULL;
     }
-    const td_st_tensor *s = take(b, full);
+    td_st_tensor *s = take(b, full);
     if (s && s->dtype != (int)type) {
         fail(b, -EINVAL, "tensor %s has dtype %s, the scales of %s weights are %s", s->name,
              s->type, t->type, td_dtype_name(type));
@@ -138,10 +138,10 @@ static const td_st_tensor *take_scale(binder *b, const td_st_tensor *t, const ch
 }
 
 /* Format and scales of a matrix [n][k], by the dtype of its tensor. */
-static source quantised_source(binder *b, const td_st_tensor *t, uint64_t n, uint64_t k)
+static source quantised_source(binder *b, td_st_tensor *t, uint64_t n, uint64_t k)
 {
     source s = {.format = t->dtype == TD_U8 ? TD_W_MXFP4 : TD_W_FP8};
-    const td_st_tensor *scale = NULL;
+    td_st_tensor *scale = NULL;
     if (s.format == TD_W_FP8 && has_shape(b, t, n, k, "config.json")) {
         scale = take_scale(b, t, "_scale_inv", TD_F32, (n + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK,
                            (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK);
@@ -178,7 +178,7 @@ static source find_matrix(binder *b, const char *name, uint64_t n, uint64_t k)
     char full[2 * NAME_BYTES];
     source s = {0};
     snprintf(full, sizeof full, "%s%s", b->prefix, name);
-    const td_st_tensor *t = take(b, full);
+    td_st_tensor *t = take(b, full);
     if (!t)
         return s;
     if (t->dtype == TD_U8 || t->dtype == TD_F8E4M3)
@@ -321,12 +321,23 @@ static td_weight_src view(const source *s)
                            .k_stride = 1};
 }
 
-/* Rows of a slab, in parts that a thread takes at a time: a multiple of what shares FP8 scales. */
+/* The model hash takes each tensor's sum; taken while the tensor is packed, so that a checkpoint
+ * larger than memory is read from disk once. */
+static void sum_up(td_st_tensor *t)
+{
+    if (t->has_sum)
+        return;
+    td_xxh128(t->data, t->bytes, t->sum);
+    t->has_sum = 1;
+}
+
+/* Item 0 is the sum; the others are rows of a slab, as many as share FP8 scales. */
 typedef struct fill_job {
     const td_backend *be;
     td_tensor *w;
     uint32_t slab, n;
     td_weight_src src;
+    td_st_tensor *t;
 } fill_job;
 
 enum { FILL_ROWS = TD_FP8_BLOCK };
@@ -335,6 +346,10 @@ static void fill_item(void *arg, uint32_t item, uint32_t thread)
 {
     (void)thread;
     const fill_job *j = arg;
+    if (item-- == 0) {
+        sum_up(j->t);
+        return;
+    }
     uint32_t n0 = item * FILL_ROWS, rows = j->n - n0 < FILL_ROWS ? j->n - n0 : FILL_ROWS;
     td_weight_src src = j->src;
     size_t unit = src.dtype == TD_U8 ? 1 : td_dtype_bytes(src.dtype);
@@ -342,10 +357,10 @@ static void fill_item(void *arg, uint32_t item, uint32_t thread)
     j->be->weight_fill(j->w, j->slab, n0, rows, &src);
 }
 
-static void fill(binder *b, td_tensor *w, uint32_t slab, uint32_t n, const td_weight_src *src)
+static void fill(binder *b, td_tensor *w, uint32_t slab, uint32_t n, const source *s)
 {
-    fill_job j = {.be = b->m->backend, .w = w, .slab = slab, .n = n, .src = *src};
-    td_pool_run(b->pool, fill_item, &j, (n + FILL_ROWS - 1) / FILL_ROWS);
+    fill_job j = {.be = b->m->backend, .w = w, .slab = slab, .n = n, .src = view(s), .t = s->t};
+    td_pool_run(b->pool, fill_item, &j, 1 + (n + FILL_ROWS - 1) / FILL_ROWS);
 }
 
 /* Matrix [n][k], as stored. */
@@ -358,10 +373,8 @@ static td_tensor *matrix(binder *b, td_weight_class class, const char *name, uin
     if (!agree(b, &s, class) || b->check_only)
         return NULL;
     int r = b->m->backend->weight_new(s.format, 1, n, k, &w);
-    if (r >= 0) {
-        td_weight_src src = view(&s);
-        fill(b, w, 0, n, &src);
-    }
+    if (r >= 0)
+        fill(b, w, 0, n, &s);
     w = own(b, w, r);
     save_matrix(b, name, w, s.format, 1, n, k);
     return w;
@@ -500,9 +513,7 @@ static td_tensor *experts(binder *b, const char *what, uint32_t n, uint32_t k)
                  td_weight_format_name(s.format), td_weight_format_name(format));
             break;
         }
-        td_weight_src src = view(&s);
-        src.slab_stride = 0; /* each expert is a tensor of its own */
-        fill(b, w, e, n, &src);
+        fill(b, w, e, n, &s);
     }
     save_matrix(b, all, w, format, n_experts, n, k);
     return w;
@@ -672,17 +683,17 @@ static void refuse_unused(binder *b)
     }
 }
 
-static void hash_tensor(td_hash *h, const td_st_tensor *t)
+static void hash_tensor(td_hash *h, td_st_tensor *t)
 {
-    uint8_t sum[16], shape[8 * TD_ST_RANK_MAX];
-    td_xxh128(t->data, t->bytes, sum);
+    uint8_t shape[8 * TD_ST_RANK_MAX];
+    sum_up(t);
     for (uint32_t d = 0; d < t->rank; d++)
         for (int i = 0; i < 8; i++)
             shape[8 * d + (uint32_t)i] = (uint8_t)(t->shape[d] >> (8 * i));
     td_hash_add_field(h, t->name, strlen(t->name));
     td_hash_add_field(h, t->type, strlen(t->type));
     td_hash_add_field(h, shape, 8ul * t->rank);
-    td_hash_add(h, sum, sizeof sum);
+    td_hash_add(h, t->sum, sizeof t->sum);
 }
 
 /* BLAKE2b-256 over config, tokenizer (with template) and, sorted by name, every tensor. */
@@ -770,6 +781,8 @@ static int load_checkpoint(binder *b, const char *dir, const td_model_options *o
         r = b->failed;
         if (r >= 0 && b->out)
             r = save_packed(b);
+        if (r >= 0)
+            td_st_give_back(b->st); /* every backend keeps weights in memory of its own */
     }
     td_pool_close(b->pool);
     td_quant_free(b->quant);
