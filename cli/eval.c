@@ -22,10 +22,11 @@ static td_dtype dtype(const td_options *o, td_opt id)
     return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
 }
 
-int td_eval_open(const char *dir, const td_options *o, uint32_t rows, td_eval_model *ret,
-                 td_err *reterr_err)
+int td_eval_open(const char *dir, const td_options *o, const td_device *device, uint32_t rows,
+                 td_eval_model *ret, td_err *reterr_err)
 {
     td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
+                           .backend = td_device_backend(device),
                            .act = dtype(o, TD_OPT_ID_ACT),
                            .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
                            .kv = dtype(o, TD_OPT_ID_KV),
@@ -66,6 +67,7 @@ static void draw(double fraction)
 }
 
 typedef struct run {
+    td_device *device;
     td_eval_model model, base;
     int has_base;
     const td_options *o;
@@ -178,15 +180,27 @@ static int run_problems(run *r, const char *path)
     return code;
 }
 
+static int open_device(run *r)
+{
+    const char *word = td_opt_str(r->o, TD_OPT_ID_DEVICE);
+    td_device_spec spec = {.word = word, .isa = td_opt_str(r->o, TD_OPT_ID_ISA)};
+    int code = td_device_open(&spec, &r->device, &r->err);
+    if (code >= 0 && strcmp(word, "cpu") != 0)
+        fprintf(stderr, "tandem eval: device %s\n", td_device_text(r->device));
+    return code;
+}
+
 static int evaluate(const td_options *o)
 {
     run r = {.o = o};
     const char *base = td_opt_str(o, TD_OPT_ID_BASE), *text = td_opt_str(o, TD_OPT_ID_TEXT),
                *problems = td_opt_str(o, TD_OPT_ID_PROBLEMS);
     r.has_base = *base != 0;
-    int code = td_eval_open(o->positional[0], o, ROWS, &r.model, &r.err);
+    int code = open_device(&r);
+    if (code >= 0)
+        code = td_eval_open(o->positional[0], o, r.device, ROWS, &r.model, &r.err);
     if (code >= 0 && r.has_base)
-        code = td_eval_open(base, o, ROWS, &r.base, &r.err);
+        code = td_eval_open(base, o, r.device, ROWS, &r.base, &r.err);
     if (code >= 0)
         printf("%-24s %11s %11s  %s\n", "", r.has_base ? "baseline" : "", "model",
                r.has_base ? "change (95 % interval, paired)" : "");
@@ -198,6 +212,7 @@ static int evaluate(const td_options *o)
         fprintf(stderr, "tandem eval: %s\n", r.err.text);
     td_eval_close(&r.model);
     td_eval_close(&r.base);
+    td_device_close(r.device);
     return code < 0 ? TD_EXIT_FAILED : TD_EXIT_OK;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/options.h"
+#include "engine/device.h"
 #include "engine/engine.h"
 #include "text/template.h"
 #include "text/tokenizer.h"
@@ -21,9 +22,10 @@ typedef struct td_eval_model {
     uint32_t rows;    /* of one step */
 } td_eval_model;
 
-/* Open with the options act, kv, index, isa, threads; steps of rows tokens. -errno with text. */
-int td_eval_open(const char *dir, const td_options *o, uint32_t rows, td_eval_model *ret,
-                 td_err *reterr_err);
+/* Open with the options act, kv, index, isa, threads on a device; steps of rows tokens. -errno with
+ * text. */
+int td_eval_open(const char *dir, const td_options *o, const td_device *device, uint32_t rows,
+                 td_eval_model *ret, td_err *reterr_err);
 void td_eval_close(td_eval_model *m);
 
 /* Sums over the predicted tokens of a text. With a baseline: KL(baseline || model) in nats, and how

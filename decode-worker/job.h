@@ -7,6 +7,8 @@
  * mover -> lane  settled, exactly one after a grant: delivered or released
  * lane -> loop   ticket, then committed, then steps that name the job, then end, exactly one
  *
+ * Where the pool is on a device, delivered blocks enter it first (engine/kv.h).
+ *
  * A local prefill has no grant: the lane computes what its blocks lack. Its ticket message says so.
  *
  * The flags cancel and drop may be set at any time before end and settled. */
@@ -74,6 +76,10 @@ struct td_decode_job {
     td_block *spare; /* held for the choices that are forked at the commit */
     uint32_t n_spare, held_blocks, generation;
     int granted, running;
+    int entering; /* delivered; its blocks are being copied to the device, until `mark` */
+    uint64_t mark;
+    td_block *staged; /* [n_staged] */
+    uint32_t n_staged;
     int prefilling;        /* here; running when that is done */
     uint32_t local_tokens; /* prefilled here; 0: by a prefill worker */
     uint64_t started_us, prefill_us;

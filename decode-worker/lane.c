@@ -26,6 +26,7 @@ struct td_decode_lane {
     td_decode_policy policy;
     uint32_t n_admitted; /* sequences */
     uint32_t generation, cursor;
+    uint32_t n_entering; /* jobs whose blocks are being copied to the device */
     _Atomic uint64_t local_tokens;
     /* room of one step */
     runner *runners; /* [max_admitted] */
@@ -50,6 +51,8 @@ static void free_job(td_worker_lane *w, td_worker_job *job)
     td_decode_job *j = (td_decode_job *)job;
     if (j->granted || j->prefilling || j->running)
         l->n_admitted -= n_choices(j);
+    td_kv_unstage(l->base.pool, j->staged, j->n_staged);
+    j->n_staged = 0;
     for (uint32_t i = 0; i < TD_CHOICES_MAX; i++) {
         td_seq_free(j->seqs[i]);
         j->seqs[i] = NULL;
@@ -59,8 +62,26 @@ static void free_job(td_worker_lane *w, td_worker_job *job)
     j->n_spare = 0;
     free(j->spare);
     free(j->blocks);
-    j->spare = NULL;
+    free(j->staged);
+    j->spare = j->staged = NULL;
     j->blocks = NULL;
+}
+
+static uint32_t n_waiting_blocks(const td_decode_job *j)
+{
+    return j->base.request.plan.n_blocks - j->held_blocks * j->n_seqs;
+}
+
+/* Its copies are made or, for a job that ends early, waited for: until then its blocks are not
+ * free. */
+static void end_entering(td_decode_lane *l, td_decode_job *j)
+{
+    if (!j->mark || !td_kv_copied(l->base.pool, j->mark))
+        (void)td_kv_wait(l->base.pool); /* a device that failed copies no more */
+    j->entering = j->granted = 0;
+    j->running = 1;
+    l->n_entering--;
+    l->base.n_reserved -= n_waiting_blocks(j);
 }
 
 /* End a job before its time: at once, or when the mover has given its blocks back. */
@@ -68,6 +89,8 @@ static void fail(td_decode_lane *l, td_decode_job *j, uint32_t code, td_error er
                  const char *text)
 {
     td_worker_job_set_end(&j->base, code, error, text);
+    if (j->entering)
+        end_entering(l, j);
     if (!j->granted) {
         td_worker_lane_finish(&l->base, &j->base);
         return;
@@ -172,9 +195,27 @@ static int fill_grant(td_decode_job *j)
     return 0;
 }
 
-static uint32_t n_waiting_blocks(const td_decode_job *j)
+/* A place where the mover writes, for every block that will arrive. */
+static int stage(td_decode_lane *l, td_decode_job *j, td_err *err)
 {
-    return j->base.request.plan.n_blocks - j->held_blocks * j->n_seqs;
+    uint32_t need = n_waiting_blocks(j), all = td_kv_staging(l->base.pool), n = 0;
+    if (need > all)
+        return td_err_set(err, -ERANGE,
+                          "%u KV blocks would arrive, this worker stages %u; raise --kv-staging",
+                          need, all);
+    j->staged = calloc(need, sizeof *j->staged);
+    if (!j->staged)
+        return td_err_set(err, -ENOMEM, "ticket: out of memory");
+    for (uint32_t i = 0; i < j->base.request.plan.n_blocks; i++)
+        if (j->blocks[i].expect.rows)
+            j->staged[n++] = j->blocks[i].block;
+    TD_BUG_ON(n != need);
+    int r = td_kv_stage(l->base.pool, j->staged, n);
+    if (r < 0)
+        return td_err_set(err, r, "no room: %u KV blocks to stage, %u of %u places are free", n,
+                          td_kv_staging_free(l->base.pool), all);
+    j->n_staged = n;
+    return 0;
 }
 
 static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
@@ -191,9 +232,11 @@ static int prepare(td_decode_lane *l, td_decode_job *j, td_err *err)
         return r;
     uint32_t limit = j->base.request.prompt_logprobs ? 0 : j->local_limit;
     j->local_tokens = td_decode_local(limit, p->n_timelines, p->timelines[0].n_ids, j->held_blocks);
-    if (!j->local_tokens && (r = fill_grant(j)) < 0)
-        td_err_set(err, r, "ticket: out of memory");
-    return r;
+    if (j->local_tokens)
+        return 0;
+    if ((r = fill_grant(j)) < 0)
+        return td_err_set(err, r, "ticket: out of memory");
+    return stage(l, j, err);
 }
 
 static int arrive(td_worker_lane *w, td_worker_job *job, td_err *err)
@@ -269,16 +312,47 @@ static void adopt(td_decode_lane *l, td_decode_job *j)
         td_worker_lane_finish(&l->base, &j->base);
 }
 
+/* Verified rows go to the pool, beside the steps of others. */
+static void enter(td_decode_lane *l, td_decode_job *j)
+{
+    int r = td_kv_import(l->base.pool, j->staged, j->n_staged, &j->mark);
+    j->entering = 1;
+    l->n_entering++;
+    if (r < 0)
+        fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, "the device did not take its KV blocks");
+}
+
+static void entered(td_decode_lane *l, td_decode_job *j)
+{
+    end_entering(l, j);
+    td_kv_unstage(l->base.pool, j->staged, j->n_staged);
+    j->n_staged = 0;
+    adopt(l, j);
+}
+
+/* Jobs whose copies are made. */
+static void see_entered(td_decode_lane *l)
+{
+    for (td_list *at = l->base.jobs.next, *next; l->n_entering && at != &l->base.jobs; at = next) {
+        td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
+        next = at->next;
+        if (j->entering && td_kv_copied(l->base.pool, j->mark))
+            entered(l, j);
+    }
+}
+
 static void settled(td_decode_lane *l, td_decode_job *j)
 {
     char text[96];
+    if (j->delivered && !j->base.code) {
+        enter(l, j);
+        return; /* seen before the next step */
+    }
     l->base.n_reserved -= n_waiting_blocks(j);
     j->granted = 0;
     j->running = 1;
     if (j->base.code) {
         td_worker_lane_finish(&l->base, &j->base);
-    } else if (j->delivered) {
-        adopt(l, j);
     } else {
         int first = j->settled_why == TD_DROP_FIRST && j->base.request.recovery;
         snprintf(text, sizeof text, "the handoff ended: %s",
@@ -480,6 +554,8 @@ static void run_step(td_decode_lane *l, uint32_t n, uint32_t n_locals)
 static uint32_t step(td_worker_lane *w)
 {
     td_decode_lane *l = (td_decode_lane *)w;
+    see_entered(l);
+    w->must_look = l->n_entering > 0;
     uint32_t n = td_decode_plan(&l->policy, look(l), &l->cursor, l->picks);
     uint32_t n_locals = add_locals(l, n);
     if (n + n_locals > 0)

@@ -15,6 +15,7 @@
 #include "base/banned.h"
 
 enum { MEM_MAX = 64, ROWS_MAX = 65536, SEQS_MAX = 4096 };
+static const uint64_t STAGING_BYTES = 4ull << 30;
 
 /* Backend memory of n elements; a NULL is found by whoever asks e->n_mem > MEM_MAX. */
 static void *buffer(td_engine *e, size_t n, size_t size)
@@ -123,8 +124,9 @@ static int host_buffers(td_engine *e, td_err *err)
     e->inv_freq = calloc(pairs, sizeof(float));
     e->sample_scratch_bytes = td_sampler_scratch_bytes(c->vocab);
     e->sample_scratch = aligned_alloc(64, e->sample_scratch_bytes * e->model->n_threads);
+    e->host_logits = malloc(e->be->transfer ? c->vocab * sizeof(float) : 1);
     if (!e->ids || !e->positions || !e->seq_of || !e->logit_rows || !e->rope_cos || !e->rope_sin ||
-        !e->inv_freq || !e->sample_scratch)
+        !e->inv_freq || !e->sample_scratch || !e->host_logits)
         return td_err_set(err, -ENOMEM,
                           "out of memory for a step of %zu rows; lower --chunk or --max-seqs", t);
     td_rope_freqs(c->rope_theta, c->rope_dims, e->inv_freq);
@@ -148,6 +150,20 @@ static int open_queue(td_engine *e, td_err *err)
                             .max_row_elems = row > c->index_dims ? row : c->index_dims,
                             .max_round_k = mla ? (c->nope > c->kv_lora ? c->nope : c->kv_lora) : 0};
     return m->backend->open(&o, &e->queue, err);
+}
+
+/* In the backend's memory. */
+static int open_pool(td_engine *e, td_err *err)
+{
+    const td_kv_layout *l = &e->model->info.kv;
+    if (!e->be->transfer)
+        return td_kv_pool_open(l, e->limits.n_blocks, &e->pool, err);
+    uint64_t bytes = e->limits.staging_bytes ? e->limits.staging_bytes : STAGING_BYTES,
+             n = bytes / l->block_bytes;
+    td_kv_place place = {.backend = e->be, .queue = e->queue, .n_staging = e->limits.n_blocks};
+    if (n < place.n_staging)
+        place.n_staging = n < 1 ? 1 : (uint32_t)n;
+    return td_kv_pool_open_at(l, e->limits.n_blocks, &place, &e->pool, err);
 }
 
 static int take_limits(td_engine *e, const td_engine_limits *limits, td_err *err)
@@ -185,8 +201,8 @@ int td_engine_open(td_model *model, const td_engine_limits *limits, td_engine **
     e->mem = calloc(MEM_MAX, sizeof *e->mem);
     int r = e->mem ? take_limits(e, limits, reterr_err)
                    : td_err_set(reterr_err, -ENOMEM, "out of memory");
-    r = r < 0 ? r : td_kv_pool_open(&model->info.kv, e->limits.n_blocks, &e->pool, reterr_err);
     r = r < 0 ? r : open_queue(e, reterr_err);
+    r = r < 0 ? r : open_pool(e, reterr_err);
     r = r < 0 ? r : step_buffers(e, reterr_err);
     r = r < 0 ? r : host_buffers(e, reterr_err);
     if (r < 0) {
@@ -204,10 +220,11 @@ void td_engine_free(td_engine *e)
     TD_BUG_ON(e->n_seqs_open != 0);
     for (size_t i = 0; e->mem && i < MEM_MAX && e->mem[i]; i++)
         e->be->mem_free(e->queue, e->mem[i]);
+    td_kv_pool_free(e->pool);
     if (e->queue)
         e->be->close(e->queue);
-    td_kv_pool_free(e->pool);
     free(e->mem);
+    free(e->host_logits);
     free(e->ids);
     free(e->positions);
     free(e->seq_of);

@@ -25,6 +25,8 @@ typedef struct td_engine_limits {
     uint32_t max_seqs; /* sequences in one step */
     uint32_t n_blocks; /* KV pool size; 0: from kv_bytes */
     uint64_t kv_bytes;
+    uint64_t staging_bytes; /* of a pool on a device: page-locked memory to stage blocks, at most
+                             * as many as the pool has; 0: 4 GiB */
 } td_engine_limits;
 
 /* model is borrowed and must outlive the engine. All memory a step needs is allocated here. */

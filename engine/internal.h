@@ -79,6 +79,7 @@ struct td_engine {
     float *rope_cos, *rope_sin;
     uint32_t *dev_ids, *dev_positions, *dev_seq_of, *dev_logit_rows, *dev_tables;
     float *dev_cos, *dev_sin;
+    float *host_logits; /* a row, where the host does not follow the backend's memory */
     uint32_t n_seqs_open;
     void *sample_scratch; /* one per thread */
     size_t sample_scratch_bytes;

@@ -23,8 +23,10 @@ static const uint32_t NONE = UINT32_MAX;
  * list). */
 typedef struct block {
     uint32_t refs;
-    uint32_t prev, next; /* LRU list when cached; next links the free stack when free */
-    uint32_t chain;      /* next block of the hash bucket */
+    uint32_t prev, next;   /* LRU list when cached; next links the free stack when free */
+    uint32_t chain;        /* next block of the hash bucket */
+    uint32_t staged, slot; /* how often; where, when it is */
+    uint64_t exported;     /* mark; 0: not since it was staged */
     uint8_t indexed;
     uint8_t hash[HASH_BYTES];
 } block;
@@ -38,6 +40,11 @@ struct td_kv_pool {
     uint8_t *base;
     uint64_t map_bytes;
     int fd, poison;
+    const td_transfer_ops *transfer; /* NULL: host memory */
+    td_kv_place place;
+    uint8_t *staging;
+    uint32_t *slots; /* [n_staging]; the first n_slots of them are free */
+    uint32_t n_slots;
     uint64_t lookups_tokens, hits_tokens, evictions;
 };
 
@@ -69,15 +76,47 @@ static int map_pool(td_kv_pool *p, td_err *err)
     return 0;
 }
 
+/* Device memory, and page-locked memory to stage blocks. */
+static int place_pool(td_kv_pool *p, td_err *err)
+{
+    const td_kv_place *d = &p->place;
+    p->base = d->backend->mem_alloc(d->queue, p->map_bytes);
+    if (!p->base)
+        return td_err_set(err, -ENOMEM,
+                          "KV pool: the device has no %llu MiB left; lower --kv-memory or "
+                          "--kv-blocks",
+                          (unsigned long long)(p->map_bytes >> 20));
+    uint64_t bytes = p->layout.block_bytes * d->n_staging;
+    p->staging = p->transfer->host_alloc(d->queue, bytes);
+    p->slots = calloc(d->n_staging, sizeof *p->slots);
+    if (!p->staging || !p->slots)
+        return td_err_set(err, -ENOMEM,
+                          "KV pool: no %llu MiB of page-locked memory; lower --kv-staging",
+                          (unsigned long long)(bytes >> 20));
+    for (p->n_slots = 0; p->n_slots < d->n_staging; p->n_slots++)
+        p->slots[p->n_slots] = d->n_staging - 1 - p->n_slots;
+    return 0;
+}
+
 /* All bits set is a NaN in every float type: whoever reads a stale row changes its output. */
 static void poison(td_kv_pool *p, td_block b)
 {
-    if (p->poison)
-        memset(td_kv_data(p, b), 0xff, p->layout.block_bytes);
+    if (!p->poison)
+        return;
+    if (p->transfer)
+        p->transfer->fill(p->place.queue, td_kv_at(p, b), 0xff, p->layout.block_bytes);
+    else
+        memset(td_kv_at(p, b), 0xff, p->layout.block_bytes);
 }
 
 int td_kv_pool_open(const td_kv_layout *layout, uint32_t n_blocks, td_kv_pool **ret_pool,
                     td_err *reterr_err)
+{
+    return td_kv_pool_open_at(layout, n_blocks, NULL, ret_pool, reterr_err);
+}
+
+int td_kv_pool_open_at(const td_kv_layout *layout, uint32_t n_blocks, const td_kv_place *place,
+                       td_kv_pool **ret_pool, td_err *reterr_err)
 {
     uint64_t bytes;
     if (n_blocks == 0 || n_blocks == NONE ||
@@ -96,6 +135,10 @@ int td_kv_pool_open(const td_kv_layout *layout, uint32_t n_blocks, td_kv_pool **
                       .lru_old = NONE,
                       .lru_new = NONE,
                       .n_buckets = 16};
+    if (place) {
+        p->place = *place;
+        p->transfer = place->backend->transfer;
+    }
     const char *env = getenv("TD_KV_POISON");
     p->poison = env && env[0] == '1';
 #ifdef TD_SANITIZED
@@ -105,8 +148,9 @@ int td_kv_pool_open(const td_kv_layout *layout, uint32_t n_blocks, td_kv_pool **
         p->n_buckets *= 2;
     p->blocks = calloc(n_blocks, sizeof *p->blocks);
     p->buckets = malloc(p->n_buckets * sizeof *p->buckets);
-    int r = p->blocks && p->buckets ? map_pool(p, reterr_err)
-                                    : td_err_set(reterr_err, -ENOMEM, "KV pool: out of memory");
+    int r = p->blocks && p->buckets ? 0 : td_err_set(reterr_err, -ENOMEM, "KV pool: out of memory");
+    if (r == 0)
+        r = (p->transfer ? place_pool : map_pool)(p, reterr_err);
     if (r < 0) {
         td_kv_pool_free(p);
         return r;
@@ -126,10 +170,17 @@ void td_kv_pool_free(td_kv_pool *p)
 {
     if (!p)
         return;
-    if (p->base)
+    if (p->transfer) {
+        (void)td_kv_wait(p);
+        p->place.backend->mem_free(p->place.queue, p->base);
+        if (p->staging)
+            p->transfer->host_free(p->place.queue, p->staging);
+    } else if (p->base) {
         munmap(p->base, p->map_bytes);
+    }
     if (p->fd >= 0)
         close(p->fd);
+    free(p->slots);
     free(p->blocks);
     free(p->buckets);
     free(p);
@@ -156,10 +207,18 @@ void td_kv_pool_stats(const td_kv_pool *p, td_kv_stats *ret_stats)
                                .evictions = p->evictions};
 }
 
-uint8_t *td_kv_data(const td_kv_pool *p, td_block b)
+uint8_t *td_kv_at(const td_kv_pool *p, td_block b)
 {
     TD_BUG_ON(b >= p->n_blocks);
     return p->base + (uint64_t)b * p->layout.block_bytes;
+}
+
+uint8_t *td_kv_data(const td_kv_pool *p, td_block b)
+{
+    if (!p->transfer)
+        return td_kv_at(p, b);
+    TD_BUG_ON(b >= p->n_blocks || !p->blocks[b].staged);
+    return p->staging + (uint64_t)p->blocks[b].slot * p->layout.block_bytes;
 }
 
 uint8_t *td_kv_base(const td_kv_pool *p)
@@ -318,4 +377,95 @@ uint32_t td_kv_flush(td_kv_pool *p)
         n++;
     }
     return n;
+}
+
+/* ---- staging ---- */
+
+uint32_t td_kv_staging(const td_kv_pool *p)
+{
+    return p->transfer ? p->place.n_staging : p->n_blocks;
+}
+
+uint32_t td_kv_staging_free(const td_kv_pool *p)
+{
+    return p->transfer ? p->n_slots : p->n_blocks;
+}
+
+int td_kv_stage(td_kv_pool *p, const td_block *blocks, uint32_t n)
+{
+    uint32_t fresh = 0;
+    if (!p->transfer)
+        return 0;
+    for (uint32_t i = 0; i < n; i++)
+        fresh += p->blocks[blocks[i]].staged == 0; /* a block is in the list once */
+    if (fresh > p->n_slots)
+        return -ENOSPC;
+    for (uint32_t i = 0; i < n; i++) {
+        block *k = &p->blocks[blocks[i]];
+        TD_BUG_ON(k->refs == 0);
+        if (k->staged++)
+            continue;
+        k->slot = p->slots[--p->n_slots];
+        k->exported = 0;
+    }
+    return 0;
+}
+
+void td_kv_unstage(td_kv_pool *p, const td_block *blocks, uint32_t n)
+{
+    for (uint32_t i = 0; p->transfer && i < n; i++) {
+        block *k = &p->blocks[blocks[i]];
+        TD_BUG_ON(k->staged == 0);
+        if (--k->staged == 0)
+            p->slots[p->n_slots++] = k->slot;
+    }
+}
+
+int td_kv_export(td_kv_pool *p, const td_block *blocks, uint32_t n, uint64_t *ret_mark)
+{
+    const td_kv_place *d = &p->place;
+    uint32_t copies = 0;
+    *ret_mark = 0;
+    for (uint32_t i = 0; p->transfer && i < n; i++) {
+        const block *k = &p->blocks[blocks[i]];
+        if (k->exported) {
+            *ret_mark = k->exported > *ret_mark ? k->exported : *ret_mark;
+            continue;
+        }
+        if (p->transfer->out(d->queue, td_kv_data(p, blocks[i]), td_kv_at(p, blocks[i]),
+                             p->layout.block_bytes) < 0)
+            return -EIO;
+        copies++;
+    }
+    if (copies == 0)
+        return 0;
+    *ret_mark = p->transfer->mark(d->queue);
+    for (uint32_t i = 0; *ret_mark && i < n; i++)
+        if (!p->blocks[blocks[i]].exported)
+            p->blocks[blocks[i]].exported = *ret_mark;
+    return *ret_mark ? 0 : -EIO;
+}
+
+int td_kv_import(td_kv_pool *p, const td_block *blocks, uint32_t n, uint64_t *ret_mark)
+{
+    const td_kv_place *d = &p->place;
+    *ret_mark = 0;
+    if (!p->transfer || n == 0)
+        return 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (p->transfer->in(d->queue, td_kv_at(p, blocks[i]), td_kv_data(p, blocks[i]),
+                            p->layout.block_bytes) < 0)
+            return -EIO;
+    *ret_mark = p->transfer->mark(d->queue);
+    return *ret_mark ? 0 : -EIO;
+}
+
+int td_kv_copied(const td_kv_pool *p, uint64_t mark)
+{
+    return mark == 0 || p->transfer->copied(p->place.queue, mark);
+}
+
+int td_kv_wait(td_kv_pool *p)
+{
+    return p->transfer ? p->transfer->wait(p->place.queue) : 0;
 }

@@ -264,7 +264,7 @@ int td_seq_fork(td_seq *s, uint32_t choice, td_seq **ret_seq)
         td_kv_ref(e->pool, f->blocks[f->n_blocks]);
     }
     if (part) {
-        e->be->copy(e->queue, td_kv_data(e->pool, copy), td_kv_data(e->pool, s->blocks[full]),
+        e->be->copy(e->queue, td_kv_at(e->pool, copy), td_kv_at(e->pool, s->blocks[full]),
                     e->model->info.kv.block_bytes);
         f->blocks[f->n_blocks++] = copy;
     }

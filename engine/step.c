@@ -71,13 +71,22 @@ static int run_logits(td_engine *e, uint32_t n)
     return e->be->finish(e->queue);
 }
 
+/* A row of logits where the host reads it, until the next call. */
+static const float *on_host(td_engine *e, const float *logits)
+{
+    if (!e->be->transfer)
+        return logits;
+    e->be->copy(e->queue, e->host_logits, logits, e->model->config.vocab * sizeof *logits);
+    return e->host_logits;
+}
+
 /* Logprobs and visits of the rows [at, at + n) of one item. */
-static void show_rows(const td_engine *e, const td_step_item *it, uint32_t at, uint32_t n)
+static void show_rows(td_engine *e, const td_step_item *it, uint32_t at, uint32_t n)
 {
     const td_seq *s = it->seq;
     uint32_t vocab = e->model->config.vocab;
     for (uint32_t i = 0; i < n; i++) {
-        const float *logits = e->buf.logits + (size_t)i * vocab;
+        const float *logits = on_host(e, e->buf.logits + (size_t)i * vocab);
         size_t position = s->n_computed + at + i;
         if (it->visit)
             it->visit(it->visit_arg, position, logits);
@@ -120,7 +129,7 @@ static void flush_draws(draws *d)
     for (uint32_t i = 0; i < d->n; i++) {
         d->out[i]->id = d->rows[i].id;
         if (d->sampling[i]->logprobs)
-            td_sampler_logprob(d->rows[i].logits, d->rows[i].vocab, d->rows[i].id,
+            td_sampler_logprob(on_host(e, d->rows[i].logits), d->rows[i].vocab, d->rows[i].id,
                                d->sampling[i]->n_top, &d->out[i]->lp);
     }
     d->n = 0;

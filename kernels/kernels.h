@@ -221,6 +221,29 @@ typedef struct td_backend_options {
     uint32_t max_rows, max_context, max_heads, max_row_elems, max_round_k;
 } td_backend_options;
 
+/* What a backend adds whose memory the host cannot follow. KV blocks cross through page-locked
+ * memory by copies that run beside the ops; the queue's thread asks for them, one after another, in
+ * a stream of their own. Only copied() may be called on any thread. */
+typedef struct td_transfer_ops {
+    /* Page-locked host memory; NULL when out of memory. */
+    void *(*host_alloc)(td_queue *q, size_t bytes);
+    void (*host_free)(td_queue *q, void *p);
+    /* Every byte = value, after everything queued before. */
+    void (*fill)(td_queue *q, void *dst, uint8_t value, size_t bytes);
+    /* Copies behind every op that was queued before the first of them since the last mark(). No op
+     * waits for them: rows that come in may be read by ops that are queued when copied() has told
+     * so, and rows that go out must not change before. 0, or -EIO: the copy will not be made. */
+    int (*out)(td_queue *q, void *host, const void *src, size_t bytes);
+    int (*in)(td_queue *q, void *dst, const void *host, size_t bytes);
+    /* End of a group of copies: its number, from 1 ascending; 0: -EIO, it will never be told. */
+    uint64_t (*mark)(td_queue *q);
+    /* Is every copy before that mark made, and what it wrote visible? A device that failed never
+     * says yes. Any thread; never blocks. */
+    int (*copied)(const td_queue *q, uint64_t mark);
+    /* Wait for all copies. 0, -EIO. */
+    int (*wait)(td_queue *q);
+} td_transfer_ops;
+
 typedef struct td_backend {
     const char *name, *isa;
     int act_i8;      /* heeds td_backend_options.act_i8; others ignore it */
@@ -280,6 +303,8 @@ typedef struct td_backend {
                    float *logits);
     /* rows[i] draws from its logits; kernels/sample.h. */
     void (*sample)(td_queue *q, struct td_sample_row *rows, uint32_t n);
+    /* NULL: backend memory is host memory, and whoever is on this host may read and write it. */
+    const td_transfer_ops *transfer;
 } td_backend;
 
 /* Floats of td_moe.act for n_rows rows. */

@@ -22,6 +22,7 @@ struct td_prefill_lane {
     td_prefill_policy policy;
     uint32_t n_blocks;
     uint64_t n_promised; /* blocks that later timelines of started jobs will take */
+    uint32_t n_staging;  /* that started jobs may stage */
     /* room of one step */
     td_prefill_view views[VIEWS_MAX];
     td_prefill_job *viewed[VIEWS_MAX];
@@ -48,10 +49,14 @@ static void drop_promise(td_prefill_lane *l, td_prefill_job *j)
     j->promised = 0;
 }
 
-static void free_job(td_worker_lane *l, td_worker_job *j)
+static void free_job(td_worker_lane *l, td_worker_job *w)
 {
-    drop_promise((td_prefill_lane *)l, (td_prefill_job *)j);
-    free_seqs((td_prefill_job *)j);
+    td_prefill_job *j = (td_prefill_job *)w;
+    drop_promise((td_prefill_lane *)l, j);
+    td_kv_unstage(l->pool, j->staged, j->n_staged);
+    ((td_prefill_lane *)l)->n_staging -= j->staging;
+    free(j->staged);
+    free_seqs(j);
 }
 
 /* Last word to the mover; afterwards the job waits for `pushed`. */
@@ -59,6 +64,8 @@ static void close_push(td_prefill_lane *l, td_prefill_job *j, int kind)
 {
     j->closed = 1;
     j->final.head.kind = kind;
+    j->final_held.job = j;
+    j->final_held.mark = j->mark;
     td_push_wait(l->base.c.to_mover, &j->final);
 }
 
@@ -93,6 +100,12 @@ static int check_job(td_prefill_lane *l, td_prefill_job *j, td_err *err)
 {
     const td_handoff_plan *p = &j->base.request.plan;
     const Tandem__V1__Ticket *t = j->message->ticket;
+    uint32_t staging = td_kv_staging(l->base.pool);
+    if (t && p->n_blocks > staging && p->n_blocks <= l->n_blocks)
+        return td_err_set(err, -ERANGE,
+                          "the prompt hands over %u KV blocks, this worker stages %u; raise "
+                          "--kv-staging",
+                          p->n_blocks, staging);
     if (p->n_blocks > l->n_blocks)
         return td_err_set(err, -ERANGE, "the prompt needs %u KV blocks, this worker has %u",
                           p->n_blocks, l->n_blocks);
@@ -225,12 +238,32 @@ static void promise(td_prefill_lane *l, td_prefill_job *j)
     j->promised = later;
 }
 
+/* Room to stage every block it may hand over, so that two jobs never wait for each other's. */
+static int start_staging(td_prefill_lane *l, td_prefill_job *j)
+{
+    uint32_t n = j->base.request.plan.n_blocks;
+    if (!j->message->ticket || j->staged)
+        return 0;
+    if (td_kv_staging(l->base.pool) == l->n_blocks) /* all, at any time */
+        n = TD_MIN(n, l->n_blocks);
+    else if (n > td_kv_staging(l->base.pool) - l->n_staging)
+        return -ENOSPC;
+    j->staged = calloc(n, sizeof *j->staged);
+    if (!j->staged)
+        return -ENOSPC;
+    j->staging = n;
+    l->n_staging += n;
+    return 0;
+}
+
 /* Late binding: blocks and the connection only at the head of the queue. 0; -ENOSPC: try again
  * later. */
 static int start(td_prefill_lane *l, td_prefill_job *j)
 {
     const td_timeline *t = &j->base.request.plan.timelines[j->timeline];
     td_seq *s = j->seqs[j->timeline];
+    if (start_staging(l, j) < 0)
+        return -ENOSPC;
     if (!j->attached && !j->base.request.prompt_logprobs) {
         size_t covered = td_seq_attach_prefix(s);
         if (j->timeline == 0)
@@ -254,6 +287,21 @@ static int start(td_prefill_lane *l, td_prefill_job *j)
     return 0;
 }
 
+/* Blocks that the mover will read: their copies are queued beside the next steps. */
+static int leave(td_prefill_lane *l, td_prefill_job *j, const td_block *blocks, uint32_t n)
+{
+    uint64_t mark;
+    TD_BUG_ON(j->n_staged + n > j->staging);
+    int r = td_kv_stage(l->base.pool, blocks, n);
+    if (r < 0)
+        return r;
+    memcpy(j->staged + j->n_staged, blocks, n * sizeof *blocks);
+    j->n_staged += n;
+    r = td_kv_export(l->base.pool, blocks, n, &mark);
+    j->mark = TD_MAX(j->mark, mark);
+    return r;
+}
+
 /* Give the mover what has become final: full blocks as they seal, the partial one when the timeline
  * is computed. */
 static int push_ready(td_prefill_lane *l, td_prefill_job *j)
@@ -271,6 +319,13 @@ static int push_ready(td_prefill_lane *l, td_prefill_job *j)
     const td_block *blocks = td_seq_blocks(s, &n_blocks);
     const uint8_t *hashes = td_seq_hashes(s, &n_hashes);
     *a = (td_prefill_add){.head = {TD_PREFILL_ADD}, .job = j, .n = n};
+    int r = leave(l, j, td_seq_blocks(s, &n_blocks) + j->sent, n);
+    if (r < 0) {
+        free(a);
+        return r;
+    }
+    a->held.job = j;
+    a->held.mark = j->mark;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t b = j->sent + i,
                  rows = TD_MIN((uint32_t)TD_BLOCK_TOKENS, t->n_ids - b * TD_BLOCK_TOKENS);
@@ -335,7 +390,13 @@ static void computed(td_prefill_lane *l, td_prefill_job *j)
 static void advance(td_prefill_lane *l, td_prefill_job *j, const td_sample *samples,
                     uint32_t n_samples)
 {
-    if (push_ready(l, j) < 0 || take_samples(l, j, samples, n_samples) < 0) {
+    int r = push_ready(l, j);
+    r = r < 0 ? r : take_samples(l, j, samples, n_samples);
+    if (r == -EIO) {
+        fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, "the device did not copy its KV blocks");
+        return;
+    }
+    if (r < 0) {
         fail(l, j, TD_RESOURCE_EXHAUSTED, TD_ERROR_OVERLOADED, "out of memory");
         return;
     }

@@ -16,7 +16,11 @@
 struct td_prefill_mover {
     td_worker_mover base; /* jobs: opened, pushed not sent yet */
     td_pusher *pusher;
+    td_kv_pool *pool;
+    td_list held; /* td_prefill_held, in the order they came */
 };
+
+enum { COPY_POLL_US = 200 };
 
 /* Tell the lane, once, when both the push has ended and the lane will send no more about it. */
 static void report(td_prefill_mover *m, td_prefill_job *j)
@@ -136,9 +140,8 @@ static void drop(td_prefill_mover *m, td_prefill_job *j)
         report(m, j);
 }
 
-static void from_lane(td_worker_mover *w, td_msg *msg)
+static void handle(td_prefill_mover *m, td_msg *msg)
 {
-    td_prefill_mover *m = (td_prefill_mover *)w;
     switch (msg->kind) {
     case TD_PREFILL_OPEN:
         open_push(m, ((td_worker_msg_of *)msg)->job);
@@ -157,6 +160,49 @@ static void from_lane(td_worker_mover *w, td_msg *msg)
     }
 }
 
+/* The job was dropped: nothing of it is sent any more. A failed device makes no copies, so that
+ * nobody waits for those. */
+static void handle_dropped(td_prefill_mover *m, td_prefill_held *h)
+{
+    if (h->msg->kind == TD_PREFILL_ADD)
+        free(h->msg);
+    else
+        drop(m, h->job);
+}
+
+static void from_lane(td_worker_mover *w, td_msg *msg)
+{
+    td_prefill_mover *m = (td_prefill_mover *)w;
+    td_prefill_held *h = NULL;
+    if (msg->kind == TD_PREFILL_ADD)
+        h = &((td_prefill_add *)msg)->held;
+    else if (msg->kind != TD_PREFILL_OPEN)
+        h = &((td_prefill_job *)((td_worker_msg_of *)msg)->job)->final_held;
+    if (!h || (td_list_empty(&m->held) && td_kv_copied(m->pool, h->mark))) {
+        handle(m, msg);
+        return;
+    }
+    h->msg = msg;
+    td_list_add(&m->held, &h->node);
+}
+
+/* Marks of a job ascend: when one is copied, so is what came before it. */
+static void take_held(td_prefill_mover *m)
+{
+    for (td_list *l = m->held.next, *next; l != &m->held; l = next) {
+        next = l->next;
+        td_prefill_held *h = TD_LIST_ENTRY(l, td_prefill_held, node);
+        int dropped = atomic_load(&h->job->base.drop) != 0;
+        if (!dropped && !td_kv_copied(m->pool, h->mark))
+            continue;
+        td_list_del(&h->node);
+        if (dropped)
+            handle_dropped(m, h);
+        else
+            handle(m, h->msg);
+    }
+}
+
 static void on_drop(td_worker_mover *m, td_worker_job *w, uint32_t code)
 {
     (void)m;
@@ -167,13 +213,16 @@ static void on_drop(td_worker_mover *m, td_worker_job *w, uint32_t code)
 
 static int run(td_worker_mover *m, uint64_t now_us)
 {
+    take_held((td_prefill_mover *)m);
     td_pusher_run(((td_prefill_mover *)m)->pusher, now_us);
     return 0;
 }
 
-static uint64_t due(td_worker_mover *m, uint64_t now_us)
+static uint64_t due(td_worker_mover *w, uint64_t now_us)
 {
-    return td_pusher_due(((td_prefill_mover *)m)->pusher, now_us);
+    td_prefill_mover *m = (td_prefill_mover *)w;
+    uint64_t at = td_pusher_due(m->pusher, now_us);
+    return td_list_empty(&m->held) ? at : TD_MIN(at, now_us + COPY_POLL_US);
 }
 
 static uint32_t polls(td_worker_mover *m, td_bulk_poll *polls, uint32_t max)
@@ -193,6 +242,8 @@ int td_prefill_mover_start(const td_prefill_mover_config *config, td_prefill_mov
                                 .from_lane = config->from_lane,
                                 .to_lane = config->to_lane,
                                 .core = config->core};
+    m->pool = config->push.pool;
+    td_list_init(&m->held);
     td_pusher_config push = config->push;
     push.ops.on_done = on_done;
     push.ops.on_transport = on_transport;

@@ -23,6 +23,7 @@ void td_registry_done(td_registry *r)
         td_registry_remove(r, r->workers[r->n - 1]);
     free(r->workers);
     free(r->view);
+    free(r->profile);
 }
 
 /* A hash of the HELLO against ours; the text shows the first 8 bytes of both, as the worker's log
@@ -42,12 +43,58 @@ static int check_hash(const char *who, const char *what, const char *whose, int 
                       td_hex(got->data, 8, a), whose, td_hex(want, 8, b), remedy);
 }
 
+static int has_line(td_str text, td_str line)
+{
+    for (size_t at = 0, n; at < text.len; at += n + 1) {
+        const char *end = memchr(text.ptr + at, '\n', text.len - at);
+        n = end ? (size_t)(end - text.ptr) - at : text.len - at;
+        if (n == line.len && memcmp(text.ptr + at, line.ptr, n) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Lines of a that b lacks, as far as they fit: " backend=hip isa=gfx942". They come from a peer. */
+static void lines_apart(td_str a, td_str b, char *out, size_t cap)
+{
+    size_t to = 0, n;
+    out[0] = 0;
+    for (size_t at = 0; at < a.len; at += n + 1) {
+        const char *end = memchr(a.ptr + at, '\n', a.len - at);
+        n = end ? (size_t)(end - a.ptr) - at : a.len - at;
+        td_str line = {a.ptr + at, n};
+        if (n == 0 || has_line(b, line) || to + n + 2 > cap)
+            continue;
+        out[to++] = ' ';
+        for (size_t i = 0; i < n; i++)
+            out[to++] = line.ptr[i] > ' ' && line.ptr[i] < 127 ? line.ptr[i] : '?';
+        out[to] = 0;
+    }
+}
+
+/* Hashes tell people nothing: name the kernels, types and formats that two profiles do not share.
+ */
+static int profiles_differ(const td_registry *r, const char *who, const Tandem__V1__Hello *h,
+                           td_err *reterr_err)
+{
+    char its[96], ours[96];
+    td_str a = {(const char *)h->profile.data, h->has_profile ? h->profile.len : 0},
+           b = {r->profile, r->profile ? strlen(r->profile) : 0};
+    lines_apart(a, b, its, sizeof its);
+    lines_apart(b, a, ours, sizeof ours);
+    return td_err_set(reterr_err, -EPERM,
+                      "worker %s: its profile has%s, the pool's%s: KV blocks of one are not those "
+                      "of the other; start all workers with the same --device, --isa, --act, --kv "
+                      "and --index",
+                      who, its, ours);
+}
+
 static int check_hello(const td_registry *r, const char *who, const Tandem__V1__Hello *h,
                        td_err *reterr_err)
 {
     static const char same_files[] = "start it with the same model directory as the router";
     static const char same_profile[] =
-        "start all workers with the same --act, --kv, --index and kernels";
+        "start all workers with the same --device, --isa, --act, --kv and --index";
     int pool = r->n > 0;
     int e = check_hash(who, "config hash", "the router's", h->has_config_hash, &h->config_hash,
                        r->config_hash, 32, same_files, reterr_err);
@@ -58,9 +105,12 @@ static int check_hello(const td_registry *r, const char *who, const Tandem__V1__
         e = check_hash(who, "model hash", "the pool's", h->has_model_hash, &h->model_hash,
                        r->have_model_hash ? r->model_hash : NULL, 32,
                        "give it the same weights, or restart the router", reterr_err);
-    if (!e)
+    if (!e) {
         e = check_hash(who, "profile", "the pool's", h->has_profile_id, &h->profile_id,
                        pool ? r->profile_id : NULL, 16, same_profile, reterr_err);
+        if (e == -EPERM && h->has_profile && r->profile)
+            e = profiles_differ(r, who, h, reterr_err);
+    }
     if (!e)
         e = check_hash(who, "KV layout", "the pool's", h->has_layout_hash, &h->layout_hash,
                        pool ? r->layout_hash : NULL, 16, same_profile, reterr_err);
@@ -169,6 +219,10 @@ int td_registry_admit(td_registry *r, td_session *s, const struct Tandem__V1__He
     if (!w)
         return td_err_set(reterr_err, -ENOMEM, "worker %s: out of memory", who);
     if (!r->n) {
+        free(r->profile); /* without it a refusal names hashes only */
+        r->profile = hello->has_profile
+                         ? strndup((const char *)hello->profile.data, hello->profile.len)
+                         : NULL;
         memcpy(r->profile_id, w->sched.profile_id, 16);
         memcpy(r->layout_hash, w->sched.layout_hash, 16);
     }

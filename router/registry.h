@@ -30,6 +30,7 @@ typedef struct td_registry {
     uint8_t model_hash[32]; /* of the pool: configured, or of the first worker admitted */
     int have_model_hash;
     uint8_t profile_id[16], layout_hash[16]; /* of the workers that are here; free when none is */
+    char *profile;                           /* its text, heap; NULL: the first worker told none */
     td_worker **workers;
     const td_sched_worker **view; /* the same workers, for td_sched_choose() */
     uint32_t n, cap;

@@ -6,7 +6,7 @@
 
 #include "base/banned.h"
 
-enum { SPIN_US = 20, BAD_STEPS_MAX = 3 };
+enum { SPIN_US = 20, LOOK_US = 500, BAD_STEPS_MAX = 3 };
 
 void td_worker_lane_note_blocks(td_worker_lane *l)
 {
@@ -164,7 +164,7 @@ static void *lane_main(void *arg)
         atomic_store_explicit(&l->c.load->running, 0, memory_order_relaxed);
         if (atomic_load(&l->stop) && l->n_jobs == 0)
             return NULL;
-        td_wait_two(l->c.from_loop, l->c.from_mover, SPIN_US, -1);
+        td_wait_two(l->c.from_loop, l->c.from_mover, SPIN_US, l->must_look ? LOOK_US : -1);
     }
 }
 

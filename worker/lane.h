@@ -45,6 +45,7 @@ struct td_worker_lane {
     uint32_t n_jobs, n_reserved; /* n_reserved: blocks of tickets that are not settled */
     uint64_t n_steps;
     uint32_t bad_steps;
+    int must_look; /* set by step(): something ends without a message, so do not sleep for long */
     int have_known;
     uint32_t known_id; /* a first id that a step has computed */
     pthread_t thread;

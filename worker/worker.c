@@ -263,6 +263,22 @@ static td_dtype dtype_of(const td_options *o, td_opt id)
     return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
 }
 
+static int open_device(td_worker *w, td_err *err)
+{
+    const td_options *o = &w->options;
+    const char *word = td_opt_str(o, TD_OPT_ID_DEVICE);
+    td_device_spec spec = {.word = word,
+                           .isa = td_opt_str(o, TD_OPT_ID_ISA),
+                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT)};
+    int r = td_device_open(&spec, &w->device, err);
+    if (r < 0)
+        return r;
+    if (strcmp(word, "cpu") != 0)
+        td_log(td_device_is_fallback(w->device) ? TD_LOG_WARN : TD_LOG_INFO, "device",
+               "asked=%s took=\"%s\"", word, td_device_text(w->device));
+    return 0;
+}
+
 static int open_engine(td_worker *w, td_err *err)
 {
     const td_options *o = &w->options;
@@ -276,7 +292,11 @@ static int open_engine(td_worker *w, td_err *err)
             return n;
         w->n_cores = (uint32_t)n;
     }
+    int r = open_device(w, err);
+    if (r < 0)
+        return r;
     td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
+                           .backend = td_device_backend(w->device),
                            .act = dtype_of(o, TD_OPT_ID_ACT),
                            .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
                            .kv = dtype_of(o, TD_OPT_ID_KV),
@@ -288,16 +308,24 @@ static int open_engine(td_worker *w, td_err *err)
                            .strict = td_opt_bool(o, TD_OPT_ID_STRICT),
                            .progress = on_progress,
                            .progress_arg = w};
-    int r = td_model_open(dir, &mo, &w->model, err);
+    r = td_model_open(dir, &mo, &w->model, err);
     if (r < 0)
         return r;
     uint32_t max_seqs = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_SEQS), more = w->kind->extra_seqs;
-    td_engine_limits limits = {.max_rows =
-                                   (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK) + (more ? max_seqs : 0),
-                               .max_seqs = max_seqs + more,
-                               .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
-                               .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20};
-    return td_engine_open(w->model, &limits, &w->engine, err);
+    td_engine_limits limits = {
+        .max_rows = (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK) + (more ? max_seqs : 0),
+        .max_seqs = max_seqs + more,
+        .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
+        .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20,
+        .staging_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_STAGING) << 20};
+    r = td_engine_open(w->model, &limits, &w->engine, err);
+    if (r == 0 && td_kv_pool_memfd(td_engine_pool(w->engine)) < 0 &&
+        strcmp(td_opt_str(o, TD_OPT_ID_KV_TRANSPORT), "shm") == 0)
+        return td_err_set(
+            err, -EINVAL,
+            "--kv-transport shm: the memory of --device %s cannot be shared; use auto",
+            td_opt_str(o, TD_OPT_ID_DEVICE));
+    return r;
 }
 
 static int open_rings(td_worker *w, td_err *err)
@@ -331,15 +359,15 @@ static int open_host(td_worker *w, td_err *err)
     const td_model_info *info = td_engine_info(w->engine);
     td_kv_stats stats;
     td_kv_pool_stats(td_engine_pool(w->engine), &stats);
+    uint32_t staging = td_kv_staging(td_engine_pool(w->engine));
     td_host_config hc = {.decode = w->kind->decode,
                          .name = td_opt_str(&w->options, TD_OPT_ID_NAME),
                          .info = info,
                          .epoch = w->epoch,
                          .kv_blocks = stats.n_blocks,
                          .max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS),
-                         .max_context =
-                             (uint32_t)TD_MIN((uint64_t)info->max_context,
-                                              (uint64_t)stats.n_blocks * TD_BLOCK_TOKENS),
+                         .max_context = (uint32_t)TD_MIN((uint64_t)info->max_context,
+                                                         (uint64_t)staging * TD_BLOCK_TOKENS),
                          .shm = w->kind->shm_offer ? w->kind->shm_offer(w) : NULL,
                          .kv_endpoint = w->kind->kv_endpoint ? w->kind->kv_endpoint(w) : NULL,
                          .kv_private = td_link_kv_private(w->link)};
@@ -430,6 +458,7 @@ static void stop(td_worker *w)
     td_ring_free(w->mover_lane);
     td_engine_free(w->engine);
     td_model_free(w->model);
+    td_device_close(w->device);
     td_metrics_free(w->metrics);
     td_service_free(w->service);
     td_loop_free(w->loop);

@@ -10,6 +10,7 @@
 
 #include "base/options.h"
 #include "base/strbuf.h"
+#include "engine/device.h"
 #include "engine/engine.h"
 #include "handoff/host.h"
 #include "handoff/ticket.h"
@@ -49,6 +50,7 @@ struct td_worker {
     td_options options;
     td_loop *loop;
     td_service *service;
+    td_device *device;
     td_model *model;
     td_engine *engine;
     td_ring *loop_lane, *lane_loop, *lane_mover, *mover_lane;

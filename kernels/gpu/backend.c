@@ -192,6 +192,7 @@ static void gpu_close(td_queue *q)
     if (!q)
         return;
     td_gpu *g = td_gpu_device();
+    td_gpu_transfer_close(q);
     if (q->stream)
         g->ops->stream_wait(g, q->stream);
     scratch *all[] = {&q->attend, &q->scores, &q->lists, &q->experts, &q->draws};
@@ -221,6 +222,7 @@ static int gpu_open(const td_backend_options *options, td_queue **ret_queue, td_
                 ? g->ops->fill(g, q->stream, q->dev_error, 0, sizeof *q->dev_error)
                 : -ENOMEM;
     }
+    r = r < 0 ? r : td_gpu_transfer_open(q);
     if (r < 0) {
         gpu_close(q);
         return td_err_set(reterr_err, r, "%s", g->error);
@@ -270,6 +272,7 @@ static const td_backend ops = {
     .reduce_slices = td_gpu_reduce_slices,
     .logits = td_gpu_logits,
     .sample = td_gpu_sample,
+    .transfer = &td_gpu_transfer,
 };
 
 int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_backend,

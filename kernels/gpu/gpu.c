@@ -221,6 +221,11 @@ static int gpu_event_ms(td_gpu *g, void *from, void *to, float *ret_ms)
     return check(of(g), of(g)->event_ms(ret_ms, from, to), "time between events");
 }
 
+static int gpu_host_call(td_gpu *g, void *stream, void (*fn)(void *), void *arg)
+{
+    return check(of(g), of(g)->host_call(stream, fn, arg), "queueing a call of the host");
+}
+
 static int gpu_kernel(td_gpu *g, const char *name, void **ret_kernel)
 {
     int code = of(g)->function(ret_kernel, of(g)->module, name);
@@ -299,6 +304,7 @@ static const td_gpu_ops driver_ops = {
     .event_after = gpu_event_after,
     .event_done = gpu_event_done,
     .event_ms = gpu_event_ms,
+    .host_call = gpu_host_call,
     .kernel = gpu_kernel,
     .launch = gpu_launch,
     .graph_begin = gpu_graph_begin,

@@ -61,6 +61,9 @@ typedef struct td_gpu_ops {
     int (*event_after)(td_gpu *g, void *stream, void *event); /* stream waits for event */
     int (*event_done)(td_gpu *g, void *event); /* 1 passed, 0 not yet: never blocks */
     int (*event_ms)(td_gpu *g, void *from, void *to, float *ret_ms); /* both have passed */
+    /* fn(arg) on some thread when everything queued before has been done, never when it failed. fn
+     * calls no driver. */
+    int (*host_call)(td_gpu *g, void *stream, void (*fn)(void *), void *arg);
 
     /* A kernel by name; -ENOENT. Lives as long as the td_gpu. */
     int (*kernel)(td_gpu *g, const char *name, void **ret_kernel);

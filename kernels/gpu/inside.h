@@ -3,6 +3,8 @@
 #ifndef TD_KERNELS_GPU_INSIDE_H
 #define TD_KERNELS_GPU_INSIDE_H
 
+#include <stdatomic.h>
+
 #include "kernels/gpu/backend.h"
 #include "kernels/hip/args.h"
 
@@ -35,6 +37,11 @@ struct td_queue {
     int *dev_error;
     int error; /* first failure of the host's side, negative errno */
     scratch attend, scores, lists, experts, draws;
+    /* transfer.c */
+    void *copy_stream, *ops_end;
+    int in_group; /* the copy stream waits for the ops already */
+    uint64_t marks;
+    _Atomic uint64_t marks_done;
 };
 
 /* The process's device; the calling thread drives it afterwards. */
@@ -66,6 +73,11 @@ static inline td_k_matrix td_gpu_matrix(const td_tensor *w)
                          .scale_cols = w->scale_cols,
                          .format = w->format};
 }
+
+/* transfer.c */
+extern const td_transfer_ops td_gpu_transfer;
+int td_gpu_transfer_open(td_queue *q);
+void td_gpu_transfer_close(td_queue *q); /* waits for copies under way */
 
 /* weights.c */
 int td_gpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,

@@ -32,13 +32,21 @@ extern "C" const td_emu_kernel td_emu_kernels_64[], td_emu_kernels_32[];
 namespace
 {
 
-/* What a captured stream holds. kernel NULL: a copy, or a fill when src is NULL. */
+struct stream;
+
+/* What a stream holds until it runs: a kernel, a call of the host, a wait for another stream, a
+ * copy, or a fill when there is none of these. */
 struct node {
     node *next;
     const td_emu_kernel *kernel;
+    void (*call)(void *);
+    void *call_arg;
+    stream *after; /* wait until it ran after_n nodes */
+    uint64_t after_n;
     td_gpu_dim dim;
     void *dst;
     const void *src;
+    void *snapshot; /* own copy of src */
     uint8_t value;
     size_t bytes;
     unsigned char args[512];
@@ -47,6 +55,12 @@ struct node {
 struct stream {
     node *first, *last;
     bool capturing;
+    uint64_t n_added, n_ran; /* of nodes that are not captured */
+};
+
+struct event {
+    stream *of; /* NULL: not recorded */
+    uint64_t n;
 };
 
 struct allocation {
@@ -59,8 +73,8 @@ struct emu_gpu {
     td_gpu gpu;
     const td_emu_kernel *kernels;
     uint32_t order;
-    bool guarded;
-    allocation *memory;
+    bool guarded, deferred;
+    allocation *memory, *host; /* host: page-locked */
 };
 
 enum { LDS_BYTES = 64 << 10 };
@@ -87,34 +101,79 @@ void open_memory(td_gpu *g, bool open)
     }
 }
 
+void drain(td_gpu *g, stream *s, uint64_t n);
+
 void run_node(td_gpu *g, const node *n)
 {
+    if (n->after) {
+        drain(g, n->after, n->after_n);
+        return;
+    }
+    if (n->call) {
+        n->call(n->call_arg);
+        return;
+    }
     open_memory(g, true);
     if (n->kernel)
         td_emu::run(n->kernel->fn, n->args,
                     {n->dim.grid, n->dim.block, n->dim.lds_bytes, g->wave, of(g)->order});
     else if (n->src)
-        memcpy(n->dst, n->src, n->bytes);
+        memcpy(n->dst, n->snapshot ? n->snapshot : n->src, n->bytes);
     else
         memset(n->dst, n->value, n->bytes);
     open_memory(g, false);
 }
 
-int add(td_gpu *g, void *s, const node *n)
+/* Run what was deferred, until the stream ran n nodes in all. */
+void drain(td_gpu *g, stream *s, uint64_t n)
 {
-    stream *st = static_cast<stream *>(s);
-    if (!st->capturing) {
-        run_node(g, n);
-        return 0;
+    while (s->n_ran < n) {
+        node *at = s->first;
+        s->first = at->next;
+        s->n_ran++;
+        run_node(g, at);
+        free(at->snapshot);
+        free(at);
     }
+}
+
+bool is_in(const allocation *a, const void *p)
+{
+    for (; a; a = a->next)
+        if (p >= a->p && p < static_cast<char *>(a->p) + a->bytes)
+            return true;
+    return false;
+}
+
+int append(td_gpu *g, stream *s, const node *n)
+{
     node *own = static_cast<node *>(malloc(sizeof *own));
     if (!own)
-        return fail(g, -ENOMEM, "capture", "out of memory");
+        return fail(g, -ENOMEM, "a stream", "out of memory");
     *own = *n;
     own->next = nullptr;
-    *(st->first ? &st->last->next : &st->first) = own;
-    st->last = own;
+    *(s->first ? &s->last->next : &s->first) = own;
+    s->last = own;
     return 0;
+}
+
+int add(td_gpu *g, void *st, const node *n)
+{
+    stream *s = static_cast<stream *>(st);
+    if (s->capturing)
+        return append(g, s, n);
+    node own = *n;
+    if (of(g)->deferred && n->src && !is_in(of(g)->memory, n->src) && !is_in(of(g)->host, n->src)) {
+        own.snapshot = malloc(n->bytes); /* drivers have read pageable memory on return */
+        if (!own.snapshot)
+            return fail(g, -ENOMEM, "a copy", "out of memory");
+        memcpy(own.snapshot, n->src, n->bytes);
+    }
+    int r = append(g, s, &own);
+    s->n_added += r == 0;
+    if (!of(g)->deferred)
+        drain(g, s, s->n_added);
+    return r;
 }
 
 void close_gpu(td_gpu *g)
@@ -127,39 +186,25 @@ int use(td_gpu *)
     return 0;
 }
 
-void *host_alloc(td_gpu *g, size_t bytes)
+void *allocate(td_gpu *g, allocation **list, size_t bytes)
 {
     size_t n = (bytes + 64) / 64 * 64;
-    void *p = aligned_alloc(64, n);
-    if (p)
-        memset(p, 0xa5, n); /* never zero, so that nothing relies on it */
-    else
-        fail(g, -ENOMEM, "memory", "out of memory");
-    return p;
-}
-
-void host_free(td_gpu *, void *p)
-{
-    free(p);
-}
-
-void *mem_alloc(td_gpu *g, size_t bytes)
-{
     allocation *a = static_cast<allocation *>(malloc(sizeof *a));
-    void *p = a ? host_alloc(g, bytes) : nullptr;
+    void *p = a ? aligned_alloc(64, n) : nullptr;
     if (!p) {
         free(a);
+        fail(g, -ENOMEM, "memory", "out of memory");
         return nullptr;
     }
-    *a = {of(g)->memory, p, bytes};
-    of(g)->memory = a;
-    open_memory(g, false);
+    memset(p, 0xa5, n); /* never zero, so that nothing relies on it */
+    *a = {*list, p, bytes};
+    *list = a;
     return p;
 }
 
-void mem_free(td_gpu *g, void *p)
+void release(allocation **list, void *p)
 {
-    for (allocation **at = &of(g)->memory; *at; at = &(*at)->next) {
+    for (allocation **at = list; *at; at = &(*at)->next) {
         allocation *a = *at;
         if (a->p != p)
             continue;
@@ -171,6 +216,28 @@ void mem_free(td_gpu *g, void *p)
     }
     if (p)
         abort(); /* not from here, or freed before */
+}
+
+void *host_alloc(td_gpu *g, size_t bytes)
+{
+    return allocate(g, &of(g)->host, bytes);
+}
+
+void host_free(td_gpu *g, void *p)
+{
+    release(&of(g)->host, p);
+}
+
+void *mem_alloc(td_gpu *g, size_t bytes)
+{
+    void *p = allocate(g, &of(g)->memory, bytes);
+    open_memory(g, false);
+    return p;
+}
+
+void mem_free(td_gpu *g, void *p)
+{
+    release(&of(g)->memory, p);
 }
 
 int mem_info(td_gpu *, size_t *ret_free, size_t *ret_total)
@@ -203,19 +270,23 @@ int stream_new(td_gpu *g, void **ret_stream)
     return *ret_stream ? 0 : fail(g, -ENOMEM, "a new stream", "out of memory");
 }
 
-void stream_free(td_gpu *, void *s)
+int stream_wait(td_gpu *g, void *st)
 {
-    free(s);
+    stream *s = static_cast<stream *>(st);
+    drain(g, s, s->n_added);
+    return 0;
 }
 
-int stream_wait(td_gpu *, void *)
+void stream_free(td_gpu *g, void *s)
 {
-    return 0;
+    if (s)
+        stream_wait(g, s);
+    free(s);
 }
 
 int event_new(td_gpu *g, void **ret_event)
 {
-    *ret_event = calloc(1, sizeof(int));
+    *ret_event = calloc(1, sizeof(event));
     return *ret_event ? 0 : fail(g, -ENOMEM, "a new event", "out of memory");
 }
 
@@ -224,20 +295,34 @@ void event_free(td_gpu *, void *e)
     free(e);
 }
 
-int event_record(td_gpu *, void *e, void *)
+int event_record(td_gpu *, void *ev, void *st)
 {
-    *static_cast<int *>(e) = 1;
+    stream *s = static_cast<stream *>(st);
+    *static_cast<event *>(ev) = {s, s->n_added};
     return 0;
 }
 
-int event_after(td_gpu *, void *, void *)
+int event_after(td_gpu *g, void *s, void *ev)
 {
-    return 0;
+    const event *e = static_cast<event *>(ev);
+    node n = {};
+    n.after = e->of;
+    n.after_n = e->n;
+    return e->of ? add(g, s, &n) : 0;
 }
 
-int event_done(td_gpu *, void *e)
+int event_done(td_gpu *, void *ev)
 {
-    return *static_cast<int *>(e);
+    const event *e = static_cast<event *>(ev);
+    return e->of && e->of->n_ran >= e->n;
+}
+
+int host_call(td_gpu *g, void *s, void (*fn)(void *), void *arg)
+{
+    node n = {};
+    n.call = fn;
+    n.call_arg = arg;
+    return add(g, s, &n);
 }
 
 int event_ms(td_gpu *g, void *, void *, float *)
@@ -283,11 +368,12 @@ int graph_end(td_gpu *, void *s, void **ret_graph)
     return 0;
 }
 
-int graph_launch(td_gpu *g, void *, void *graph)
+int graph_launch(td_gpu *g, void *s, void *graph)
 {
-    for (const node *n = static_cast<node *>(graph); n; n = n->next)
-        run_node(g, n);
-    return 0;
+    int r = 0;
+    for (const node *n = static_cast<node *>(graph); n && r == 0; n = n->next)
+        r = add(g, s, n);
+    return r;
 }
 
 void graph_free(td_gpu *, void *graph)
@@ -319,6 +405,7 @@ td_gpu_ops make_ops()
     o.event_after = event_after;
     o.event_done = event_done;
     o.event_ms = event_ms;
+    o.host_call = host_call;
     o.kernel = kernel;
     o.launch = launch;
     o.graph_begin = graph_begin;
@@ -352,4 +439,9 @@ extern "C" td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order)
 extern "C" void td_emu_gpu_guard(td_gpu *g)
 {
     of(g)->guarded = true;
+}
+
+extern "C" void td_emu_gpu_defer(td_gpu *g)
+{
+    of(g)->deferred = true;
 }

@@ -18,6 +18,10 @@ td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order);
  * launches and copies is an error; elsewhere nothing changes. */
 void td_emu_gpu_guard(td_gpu *g);
 
+/* From now on a stream runs what it holds only when somebody waits for it, or another stream does:
+ * who reads a result without waiting reads something else. */
+void td_emu_gpu_defer(td_gpu *g);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as a user types them: help, errors that name cause and remedy, chat, profile, configuration."""
-import pathlib, sys, threading
+import ctypes, pathlib, sys, threading
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 
@@ -60,6 +60,31 @@ def profile_prints():
     check(f32 != out, "act is part of the profile")
 
 
+def devices_are_said():
+    """A GPU that is not there is an error with a remedy, or, of auto, a word about what serves in its place."""
+    libraries = {"hip": [f"libamdhip64.so.{n}" for n in (5, 6, 7)], "cuda": ["libcuda.so.1"]}
+    absent = {}
+    for kind, names in libraries.items():
+        absent[kind] = True
+        for name in names:
+            try:
+                ctypes.CDLL(name)
+                absent[kind] = False
+            except OSError:
+                pass
+    for kind in (k for k in libraries if absent[k]):
+        for c in (("profile", MODEL), ("prefill-worker", "--model", MODEL), ("decode-worker", "--model", MODEL),
+                  ("eval", MODEL, "--problems", "models/eval/heldout.jsonl")):
+            code, out, err = run(*c, "--device", kind)
+            check(code == 1 and "driver" in err and libraries[kind][-1] in err and "install" in err, (c, code, out, err))
+    if all(absent.values()):
+        code, out, err = run("profile", MODEL, "--device", "auto", "--strict")
+        check(code == 0 and "device cpu: no GPU serves (hip: " in err and "backend=cpu" in out, out + err)
+    code, _, err = run("profile", MODEL, "--device", "hip", "--isa", "ref")
+    check(code == 1 and "--isa ref is for --device cpu" in err, err)
+    check(run("profile", MODEL, "--device", "tpu")[0] == 2, "an unknown device")
+
+
 def chat_once():
     with Server() as s:
         url = f"http://{s.host}:{s.port}"
@@ -99,5 +124,5 @@ def completion_is_bash():
 
 
 if __name__ == "__main__":
-    main(help_and_version, mistakes_are_explained, environment_and_file, profile_prints, chat_once, port_in_use_is_said,
+    main(help_and_version, mistakes_are_explained, environment_and_file, profile_prints, devices_are_said, chat_once, port_in_use_is_said,
          worker_without_router_says_so, completion_is_bash)

@@ -319,8 +319,34 @@ static void unlike_workers_are_refused(void **state)
     worker_dial(&D2);
     WAIT(D2.refused[0]);
     assert_non_null(strstr(D2.refused, "profile"));
+    assert_non_null(strstr(D2.refused, "--device"));
     assert_int_equal(get_state().n_decode, 1);
     assert_true(metric("refused_workers_total") >= 2);
+}
+
+static void set_profile(worker *w, const char *text)
+{
+    w->hello.has_profile = 1;
+    w->hello.profile = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+}
+
+/* Guards: workers that compute on unlike devices never feed each other, and the reason is theirs,
+ * not two hashes. */
+static void a_gpu_does_not_feed_a_cpu(void **state)
+{
+    uint8_t other[16];
+    memset(other, 0xab, sizeof other);
+    set_profile(&P, "act=bf16\nbackend=cpu\nisa=avx2\nkv=bf16\n");
+    set_profile(&D, "act=bf16\nbackend=cpu\nisa=avx2\nkv=bf16\n");
+    start_pair();
+    set_profile(&D2, "act=bf16\nbackend=hip\nisa=gfx942\nkv=bf16\n");
+    D2.hello.profile_id.data = other;
+    worker_dial(&D2);
+    WAIT(D2.refused[0]);
+    assert_non_null(strstr(D2.refused, "d2: its profile has backend=hip isa=gfx942,"));
+    assert_non_null(strstr(D2.refused, "the pool's backend=cpu isa=avx2:"));
+    assert_non_null(strstr(D2.refused, "--device"));
+    assert_int_equal(get_state().n_decode, 1);
 }
 
 static void queue_is_bounded(void **state)
@@ -417,6 +443,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(decode_prefills, setup_local, teardown),
         cmocka_unit_test_setup_teardown(too_much_local, setup_local, teardown),
         T(unlike_workers_are_refused),
+        T(a_gpu_does_not_feed_a_cpu),
         cmocka_unit_test_setup_teardown(queue_is_bounded, setup_small_queue, teardown),
         T(same_id_twice),
         T(drain),

@@ -94,19 +94,44 @@ static void logits_match_the_reference(void **state)
         }
 }
 
-/* Copy the blocks as a handoff does and decode on the other engine. */
-static void run_split(int m, trace *tr)
+/* Blocks leave and enter through page-locked memory, as a handoff moves them. deferred: no copy is
+ * made before somebody waits for it, and until then nobody may be told so. */
+static void hand_over(test_engine *p, td_seq *from, test_engine *d, td_seq *to, int deferred)
+{
+    size_t n, n_d;
+    uint64_t left, entered;
+    td_kv_pool *out = td_engine_pool(p->engine), *in = td_engine_pool(d->engine);
+    const td_block *a = td_seq_blocks(from, &n), *b = td_seq_blocks(to, &n_d);
+    assert_int_equal(n, n_d);
+    assert_true(td_kv_pool_memfd(out) < 0); /* shared memory cannot lend it */
+    assert_int_equal(td_kv_stage(out, a, (uint32_t)n), 0);
+    assert_int_equal(td_kv_stage(in, b, (uint32_t)n), 0);
+    assert_int_equal(td_kv_export(out, a, (uint32_t)n, &left), 0);
+    if (deferred) {
+        assert_false(td_kv_copied(out, left));
+        assert_int_equal(td_kv_wait(out), 0);
+    }
+    assert_true(td_kv_copied(out, left));
+    for (size_t i = 0; i < n; i++)
+        memcpy(td_kv_data(in, b[i]), td_kv_data(out, a[i]), p->info->kv.block_bytes);
+    td_kv_unstage(out, a, (uint32_t)n);
+    assert_int_equal(td_kv_import(in, b, (uint32_t)n, &entered), 0);
+    if (deferred) {
+        assert_false(td_kv_copied(in, entered));
+        assert_int_equal(td_kv_wait(in), 0);
+    }
+    assert_true(td_kv_copied(in, entered));
+    td_kv_unstage(in, b, (uint32_t)n);
+}
+
+/* Prefill here, decode on another engine. */
+static void run_split(int m, int deferred, trace *tr)
 {
     test_engine p = open_model(m, TD_BF16, under), d = open_model(m, TD_BF16, under);
     td_seq *from = start(&p), *to = start(&d);
-    size_t n, n_d;
     tr->ids[0] = test_prefill(&p, from, PROMPT, tr->logits[0]);
     assert_int_equal(td_seq_reserve(to, PROMPT), 0);
-    const td_block *a = td_seq_blocks(from, &n), *b = td_seq_blocks(to, &n_d);
-    assert_int_equal(n, n_d);
-    for (size_t i = 0; i < n; i++)
-        memcpy(td_kv_data(td_engine_pool(d.engine), b[i]),
-               td_kv_data(td_engine_pool(p.engine), a[i]), p.info->kv.block_bytes);
+    hand_over(&p, from, &d, to, deferred);
     td_seq_free(from);
     td_seq_set_computed(to, PROMPT);
     td_seq_append(to, tr->ids[0]);
@@ -125,7 +150,7 @@ static void cuts_splits_and_lane_orders_keep_every_byte(void **state)
         trace whole = {0}, cut = {0}, split = {0};
         run(m, TD_BF16, under, PROMPT, NULL, &whole);
         run(m, TD_BF16, under, 7, NULL, &cut);
-        run_split(m, &split);
+        run_split(m, 0, &split);
         assert_memory_equal(&cut, &whole, sizeof whole);
         assert_memory_equal(&split, &whole, sizeof whole);
         if (!have[wave][m])
@@ -133,6 +158,87 @@ static void cuts_splits_and_lane_orders_keep_every_byte(void **state)
         have[wave][m] = 1;
         assert_memory_equal(&first[wave][m], &whole, sizeof whole);
     }
+}
+
+/* Logprobs, visits and forks read and copy what lies on the device. */
+static void rows_are_seen_from_the_host(void **state)
+{
+    test_engine t = open_model(0, TD_BF16, under);
+    uint32_t ids[PROMPT];
+    td_seq *f = NULL;
+    td_sample drawn[2];
+    td_logprob prompt[PROMPT] = {0};
+    float logits[VOCAB];
+    test_random_ids(3, t.info->vocab_size, ids, PROMPT);
+    td_seq *s = test_seq(&t, ids, PROMPT, PROMPT, (td_sampling){.logprobs = 1, .n_top = 2}, 4);
+    assert_int_equal(td_seq_reserve(s, PROMPT), 0);
+    td_step_item it = {.seq = s,
+                       .n_tokens = PROMPT,
+                       .n_samples = 1,
+                       .want_logits = 1,
+                       .ret_logits = logits,
+                       .ret_prompt_lp = prompt,
+                       .prompt_top = 1};
+    assert_int_equal(td_engine_step(t.engine, &it, 1, drawn), 0);
+    td_logprob want;
+    td_sampler_logprob(logits, VOCAB, drawn[0].id, 2, &want);
+    assert_memory_equal(&drawn[0].lp.logprob, &want.logprob, sizeof want.logprob);
+    assert_memory_equal(drawn[0].lp.top_ids, want.top_ids, 2 * sizeof *want.top_ids);
+    for (int i = 0; i + 1 < PROMPT; i++)
+        assert_true(prompt[i].logprob < 0.0f && prompt[i].n_top == 1);
+    /* greedy: a fork goes the same way */
+    assert_int_equal(td_seq_fork(s, 1, &f), 0);
+    td_seq_append(s, drawn[0].id);
+    td_seq_append(f, drawn[0].id);
+    td_step_item both[] = {{.seq = s, .n_tokens = 1, .n_samples = 1},
+                           {.seq = f, .n_tokens = 1, .n_samples = 1}};
+    assert_int_equal(td_engine_step(t.engine, both, 2, drawn), 0);
+    assert_int_equal(drawn[0].id, drawn[1].id);
+    assert_memory_equal(&drawn[0].lp.logprob, &drawn[1].lp.logprob, sizeof(float));
+    td_seq_free(f);
+    td_seq_free(s);
+    test_close(&t);
+}
+
+/* Staged blocks are counted, and what is staged twice is copied once. */
+static void staging_is_bounded(void **state)
+{
+    test_engine t = open_model(0, TD_BF16, under);
+    td_kv_pool *pool = td_engine_pool(t.engine);
+    td_block b[8];
+    uint64_t first, again;
+    assert_int_equal(td_kv_staging(pool), 8);
+    assert_int_equal(td_kv_alloc(pool, 8, b), 0);
+    assert_int_equal(td_kv_stage(pool, b, 6), 0);
+    assert_int_equal(td_kv_staging_free(pool), 2);
+    assert_int_equal(td_kv_export(pool, b, 6, &first), 0);
+    assert_int_equal(td_kv_stage(pool, b + 4, 4), 0);
+    assert_int_equal(td_kv_staging_free(pool), 0);
+    assert_int_equal(td_kv_export(pool, b + 4, 2, &again), 0);
+    assert_int_equal(again, first);
+    assert_int_equal(td_kv_export(pool, b + 4, 4, &again), 0);
+    assert_true(again > first);
+    td_kv_unstage(pool, b, 6);
+    assert_int_equal(td_kv_staging_free(pool), 4); /* two are staged still */
+    td_kv_unstage(pool, b + 4, 4);
+    assert_int_equal(td_kv_staging_free(pool), 8);
+    for (int i = 0; i < 8; i++)
+        td_kv_unref(pool, b[i]);
+    test_close(&t);
+}
+
+/* Guards against a result that is read before it was waited for: nothing runs earlier. The last
+ * test of a device: it stays so. */
+static void nothing_is_read_too_early(void **state)
+{
+    trace whole = {0}, split = {0};
+    run(0, TD_BF16, under, PROMPT, NULL, &whole);
+    td_emu_gpu_defer(emulated);
+    run(0, TD_BF16, under, 7, NULL, &split);
+    assert_memory_equal(&split, &whole, sizeof whole);
+    run_split(0, 1, &split);
+    assert_memory_equal(&split, &whole, sizeof whole);
+    rows_are_seen_from_the_host(state);
 }
 
 static void its_profile_is_its_own(void **state)
@@ -150,6 +256,9 @@ int main(void)
         cmocka_unit_test(logits_match_the_reference),
         cmocka_unit_test(cuts_splits_and_lane_orders_keep_every_byte),
         cmocka_unit_test(its_profile_is_its_own),
+        cmocka_unit_test(rows_are_seen_from_the_host),
+        cmocka_unit_test(staging_is_bounded),
+        cmocka_unit_test(nothing_is_read_too_early),
     };
     RUN_EMULATED(tests);
 }

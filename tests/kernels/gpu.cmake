@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# What the GPU tests need beyond a program each: stand-ins for driver libraries, found by one test only.
+# What the GPU tests need beyond a program each: stand-ins for driver libraries, found by two tests only.
 set(fake ${CMAKE_CURRENT_BINARY_DIR}/fake_drivers)
 foreach(lib "fake_hip amdhip64 7" "fake_cuda cuda 1")
     separate_arguments(lib)
@@ -9,8 +9,17 @@ foreach(lib "fake_hip amdhip64 7" "fake_cuda cuda 1")
     add_library(${source} SHARED ${CMAKE_CURRENT_LIST_DIR}/${source}.c)
     set_target_properties(${source} PROPERTIES OUTPUT_NAME ${name} SOVERSION ${version} LIBRARY_OUTPUT_DIRECTORY ${fake})
     add_dependencies(test_gpu_driver ${source})
+    add_dependencies(test_gpu_device ${source})
 endforeach()
-set_tests_properties(test_gpu_driver PROPERTIES ENVIRONMENT "LD_LIBRARY_PATH=${fake}")
+set_tests_properties(test_gpu_driver test_gpu_device PROPERTIES ENVIRONMENT "LD_LIBRARY_PATH=${fake}")
+
+# One that computes, in the emulation: for whole processes (tests/e2e/test_device.py).
+if(TARGET td_emu)
+    add_library(fake_hip_emulated SHARED ${CMAKE_CURRENT_LIST_DIR}/fake_hip_emulated.c)
+    target_link_libraries(fake_hip_emulated PRIVATE td_emu)
+    set_target_properties(fake_hip_emulated PROPERTIES OUTPUT_NAME amdhip64 SOVERSION 7 LINKER_LANGUAGE C
+        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/fake_emulated)
+endif()
 
 # The GPU backend in the emulation: the kernel tests once more (test_kernels_X as emu_kernels_X), and tests of its own.
 if(TARGET td_emu)

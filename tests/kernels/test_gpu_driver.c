@@ -39,6 +39,11 @@ static void the_object_that_fits_is_loaded(void **state)
     }
 }
 
+static void set_one(void *arg)
+{
+    *(int *)arg = 1;
+}
+
 static void every_call_reaches_the_driver(void **state)
 {
     td_gpu *g = NULL;
@@ -72,6 +77,10 @@ static void every_call_reaches_the_driver(void **state)
     float ms = 0;
     assert_int_equal(o->event_ms(g, from, to, &ms), 0);
     assert_true(ms > 1.4f && ms < 1.6f);
+
+    int called = 0;
+    assert_int_equal(o->host_call(g, stream, set_one, &called), 0);
+    assert_int_equal(called, 1);
 
     args.value = 5;
     args.n = 1;
