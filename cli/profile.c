@@ -44,6 +44,7 @@ static int print_profile(const td_options *o, const char *dir)
                            .backend = td_device_backend(device),
                            .act = dtype(o, TD_OPT_ID_ACT),
                            .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
+                           .act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0,
                            .kv = dtype(o, TD_OPT_ID_KV),
                            .index = dtype(o, TD_OPT_ID_INDEX),
                            .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),

@@ -141,6 +141,7 @@ static int open_queue(td_engine *e, td_err *err)
     uint32_t row = mla ? c->kv_lora + c->rope_dims : 2 * c->n_kv_heads * c->head_dim;
     td_backend_options o = {.act = m->act,
                             .act_i8 = m->act_i8,
+                            .act_fp8 = m->act_fp8,
                             .n_threads = m->n_threads,
                             .cores = m->cores,
                             .n_cores = m->n_cores,

@@ -38,7 +38,7 @@ struct td_model {
     const td_backend *backend;
     td_shard shard;
     td_dtype act, kv, index;
-    int act_i8;
+    int act_i8, act_fp8;
     uint32_t formats[TD_WEIGHT_CLASSES]; /* of the checkpoint: bit 1 << format per module class */
     uint32_t n_threads, n_cores;
     int *cores;

@@ -51,6 +51,12 @@ static int take_options(td_model *m, const td_model_options *o, td_err *err)
     m->shard = (td_shard){0, 1};
     m->act = o->act;
     m->act_i8 = o->act_i8 && o->act == TD_BF16 && m->backend->act_i8;
+    m->act_fp8 = o->act_fp8;
+    if (m->act_fp8 && (o->act != TD_BF16 || !m->backend->act_fp8))
+        return td_err_set(err, -ENOTSUP,
+                          "--act-mxfp4 fp8 needs --act bf16 on a GPU of gfx950, whose matrix "
+                          "instruction takes scales, not %s on %s; use act",
+                          td_dtype_name(o->act), m->backend->isa);
     m->kv = o->kv;
     m->index = o->index;
     m->n_cores = o->cores ? o->n_cores : 0;
@@ -82,6 +88,7 @@ static int fill_info(td_model *m, td_err *err)
                             .formats = m->formats,
                             .act = m->act,
                             .act_i8 = m->act_i8,
+                            .act_fp8 = m->act_fp8,
                             .kv = m->kv,
                             .index = m->index};
     m->profile = td_profile_text(&spec, i->profile_id);

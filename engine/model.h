@@ -37,7 +37,8 @@ typedef struct td_model_options {
     const char *isa;           /* a word of td_backend_get */
     const td_backend *backend; /* NULL: by isa; else this one, which outlives the model */
     td_dtype act, kv, index;   /* TD_F32 or TD_BF16 */
-    int act_i8; /* operands that meet MXFP4 weights: int8 in groups of 32 (act TD_BF16 only) */
+    int act_i8;  /* operands that meet MXFP4 weights: int8 in groups of 32 (act TD_BF16 only) */
+    int act_fp8; /* ... e4m3 in groups of 32; -ENOTSUP where the backend cannot */
     uint32_t n_threads; /* engine threads incl. the caller of step; 0 = one per core in the list, or
                            per granted core */
     const int *cores;   /* cores to pin to, borrowed for the call; NULL = do not pin */

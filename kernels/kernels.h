@@ -213,6 +213,7 @@ typedef struct td_moe {
 typedef struct td_backend_options {
     td_dtype act; /* TD_F32 or TD_BF16: rounding of GEMM operands */
     int act_i8;   /* operands that meet MXFP4 weights become int8 in groups of 32 (act BF16 only) */
+    int act_fp8;  /* ... become e4m3 in groups of 32 (kernels/hip/scaled.hpp), where act_fp8 */
     uint32_t n_threads; /* >= 1, the caller included */
     const int *cores; /* NULL = do not pin; else n_cores entries, thread i on cores[i % n_cores] */
     uint32_t n_cores;
@@ -247,6 +248,7 @@ typedef struct td_transfer_ops {
 typedef struct td_backend {
     const char *name, *isa;
     int act_i8;      /* heeds td_backend_options.act_i8; others ignore it */
+    int act_fp8;     /* knows td_backend_options.act_fp8; others must not be asked */
     int sums_slices; /* knows TD_EPI_SUM and td_moe.out */
 
     int (*open)(const td_backend_options *options, td_queue **ret_queue, td_err *reterr_err);

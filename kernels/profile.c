@@ -86,7 +86,10 @@ char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
     td_strbuf_init(&b);
     td_strbuf_addf(&b, "act=%s\n", td_dtype_name(spec->act));
     if (has_format(spec->formats, TD_W_MXFP4))
-        td_strbuf_addf(&b, "act.mxfp4=%s\n", spec->act_i8 ? "i8g32" : td_dtype_name(spec->act));
+        td_strbuf_addf(&b, "act.mxfp4=%s\n",
+                       spec->act_i8    ? "i8g32"
+                       : spec->act_fp8 ? "fp8g32"
+                                       : td_dtype_name(spec->act));
     td_strbuf_addf(&b, "backend=%s\nep=1\nindex=%s\nisa=%s\n", spec->backend->name,
                    td_dtype_name(spec->index), spec->backend->isa);
     td_strbuf_addf(&b,

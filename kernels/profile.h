@@ -25,7 +25,8 @@ typedef struct td_profile_spec {
     const td_backend *backend;
     const uint32_t *formats; /* [TD_WEIGHT_CLASSES] bits 1 << td_weight_format; 0: no such module */
     td_dtype act, kv, index;
-    int act_i8; /* operands that meet MXFP4 weights are int8 in groups of 32 */
+    int act_i8;  /* operands that meet MXFP4 weights are int8 in groups of 32 */
+    int act_fp8; /* ... are e4m3 in groups of 32 */
 } td_profile_spec;
 
 /* One sorted key=value a line. Heap; NULL when out of memory. id = BLAKE2b-128 of the text. */

@@ -299,6 +299,7 @@ static int open_engine(td_worker *w, td_err *err)
                            .backend = td_device_backend(w->device),
                            .act = dtype_of(o, TD_OPT_ID_ACT),
                            .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
+                           .act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0,
                            .kv = dtype_of(o, TD_OPT_ID_KV),
                            .index = dtype_of(o, TD_OPT_ID_INDEX),
                            .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),

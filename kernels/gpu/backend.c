@@ -283,12 +283,23 @@ int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_back
 #include "kernels/hip/list.def"
 #undef TD_KERNEL
     };
+    static const uint8_t scaled[N_KERNELS] = {
+#define TD_KERNEL(name)        0,
+#define TD_KERNEL_SCALED(name) 1,
+#include "kernels/hip/list.def"
+#undef TD_KERNEL
+    };
     if (device.gpu)
         return td_err_set(reterr_err, -EBUSY, "%s: a device is open already", name);
     struct device d = {.gpu = g, .table = ops};
+    d.table.act_fp8 = 1;
     for (size_t i = 0; i < N_KERNELS; i++)
-        if (g->ops->kernel(g, names[i], &d.kernels[i]) < 0)
-            return td_err_set(reterr_err, -ENOENT, "%s", g->error);
+        if (g->ops->kernel(g, names[i], &d.kernels[i]) < 0) {
+            if (!scaled[i])
+                return td_err_set(reterr_err, -ENOENT, "%s", g->error);
+            d.table.act_fp8 = 0;
+            g->error[0] = 0;
+        }
     d.table.name = name;
     d.table.isa = g->arch;
     device = d;

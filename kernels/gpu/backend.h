@@ -2,7 +2,8 @@
 /* The op table on a GPU: weights in the kernels' own tiles on the device, one stream, launches from
  * the thread that owns the queue. One device in a process: the table's weight calls name none.
  * Weights keep their format. BF16 operands meet BF16, FP8 and MXFP4 weights in the BF16 matrix
- * instruction; float32 operands or weights use the f32 one. */
+ * instruction; float32 operands or weights use the f32 one. Where the matrix instruction takes
+ * scales (gfx950) the table has act_fp8. */
 #ifndef TD_KERNELS_GPU_BACKEND_H
 #define TD_KERNELS_GPU_BACKEND_H
 

@@ -23,7 +23,7 @@ static uint64_t ceil_div(uint64_t a, uint64_t b)
 }
 
 /* Types of a product in the order of list.def. */
-enum product { BB, BM, B8, FB, FF, FM, F8, PRODUCTS };
+enum product { BB, BM, B8, XM, FB, FF, FM, F8, PRODUCTS };
 
 static enum product product_of(td_dtype act, td_weight_format w)
 {
@@ -33,10 +33,16 @@ static enum product product_of(td_dtype act, td_weight_format w)
     return of[act == TD_BF16][w];
 }
 
+static enum product operand_product(const td_queue *q, td_weight_format w)
+{
+    enum product p = product_of(q->o.act, w);
+    return p == BM && q->o.act_fp8 ? XM : p;
+}
+
 /* f32 products are for checks: they have one launch plan. rows_each: that meet one matrix. */
 static int is_many(td_tune_key *key, uint32_t rows, uint32_t rows_each, enum product type)
 {
-    if (type > B8)
+    if (type > XM)
         return 0;
     key->rows = td_tune_rows_class(rows);
     key->tp = key->ep = 1;
@@ -70,7 +76,7 @@ static int moe_is_many(const td_moe *m, enum product type, uint32_t rows)
     return is_many(&key, rows, (uint32_t)ceil_div(pairs, m->n_experts), type);
 }
 
-/* From the first kernel of its family: few of every type, then many of the first three. */
+/* From the first kernel of its family: few of every type, then many of the first four. */
 static kernel_id pick(kernel_id first, int many, enum product type)
 {
     return first + (many ? PRODUCTS : 0) + type;
@@ -79,6 +85,8 @@ static kernel_id pick(kernel_id first, int many, enum product type)
 /* The operands' rows in LDS. */
 static size_t lds_of(int many, enum product type)
 {
+    if (type == XM) /* few: two steps of 16 rows; many: one of 64 */
+        return (many ? 4ul : 2ul) * (TD_K_MX_STEP * FEW_ROWS + TD_K_MX_SCALES);
     return (size_t)(many ? MANY_ROWS : FEW_ROWS) * CHUNK * (type <= B8 ? 2 : 4);
 }
 
@@ -113,7 +121,7 @@ static void gemm_outputs(td_queue *q, const td_step *s, const td_gemm *g, enum p
                    .slices = g->epilogue == TD_EPI_PARTIAL ? g->slices : 1,
                    .out_head = g->out_head};
     for (uint32_t o = 0; o < g->n_out; o++) {
-        if (product_of(q->o.act, g->w[o]->format) != type)
+        if (operand_product(q, g->w[o]->format) != type)
             continue;
         a.w[a.n_out] = td_gpu_matrix(g->w[o]);
         a.out[a.n_out] = g->out[o];
@@ -150,7 +158,7 @@ void td_gpu_logits(td_queue *q, const td_step *s, const float *h, const td_tenso
                    .out_stride = {head->n},
                    .of_logits = 1,
                    .error = q->dev_error};
-    launch_gemm(q, &a, 0, product_of(q->o.act, head->format), s->n_logits);
+    launch_gemm(q, &a, 0, operand_product(q, head->format), s->n_logits);
 }
 
 void td_gpu_route(td_queue *q, const td_step *s, const td_route *r)
@@ -247,7 +255,7 @@ static void shared_expert(td_queue *q, const td_step *s, const td_moe *m, uint32
 static void down_and_combine(td_queue *q, const td_step *s, const td_moe *m, td_k_moe *a,
                              uint64_t tiles, int many)
 {
-    enum product type = product_of(q->o.act, m->down->format);
+    enum product type = operand_product(q, m->down->format);
     uint32_t n = m->down->n, take = m->slices;
     size_t slice = (size_t)s->n_rows * m->top_k * n * sizeof(float);
     while (take > 1 && take * slice > EXPERT_OUT_MAX)
@@ -279,7 +287,7 @@ static void down_and_combine(td_queue *q, const td_step *s, const td_moe *m, td_
 
 void td_gpu_moe(td_queue *q, const td_step *s, const td_moe *m)
 {
-    enum product type = product_of(q->o.act, m->gate->format);
+    enum product type = operand_product(q, m->gate->format);
     uint32_t inner = m->gate->n;
     uint32_t act_stride = m->top_k * inner + (m->shared_gate ? m->shared_gate->n : 0);
     int many = moe_is_many(m, type, s->n_rows);

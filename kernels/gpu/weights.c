@@ -116,8 +116,8 @@ static void fill_row(const td_tensor *w, const td_weight_src *src, size_t at, ui
         size_t to = (size_t)(k / 32) * TD_K_TILE + (k % 32 / 8 * 16 + r) * 8 + k % 8;
         if (w->format == TD_W_FP8)
             tiles[to] = codes[k];
-        else if (w->format == TD_W_MXFP4)
-            tiles[to / 2] = codes[k / 2]; /* the same byte twice: both elements lie in it */
+        else if (w->format == TD_W_MXFP4) /* the same byte twice: both elements lie in it */
+            tiles[((size_t)(k / 32) * TD_K_TILE + r * 32 + k % 32) / 2] = codes[k / 2];
         else
             put(w->format, tiles, to, element(src, at + k * src->k_stride));
     }

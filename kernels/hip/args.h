@@ -13,6 +13,9 @@
  * and a wave's load is one contiguous run on every architecture. */
 enum { TD_K_TILE_N = 16, TD_K_TILE_K = 32, TD_K_TILE = TD_K_TILE_N * TD_K_TILE_K };
 
+/* LDS of the scaled matrix products: bytes of scales behind each tile of 16 rows x 128 k. */
+enum { TD_K_MX_STEP = 128, TD_K_MX_SCALES = 64 };
+
 /* Dynamic LDS of kernels whose need does not depend on shapes; limits of the router. */
 enum {
     TD_K_LDS_PICK = 8448,
@@ -23,7 +26,8 @@ enum {
 };
 
 /* FP8: a byte an element; scales f32 [slab][ceil(N/128)][scale_cols = ceil(K/128)].
- * MXFP4: two elements a byte, the even one low; scales e8m0 [slab][N/16][K/32][16]. */
+ * MXFP4: tiles [n%16][k%32], two elements a byte, the even one low; scales e8m0
+ * [slab][N/16][K/32][16]. */
 typedef struct td_k_matrix {
     const void *data, *scales;
     uint32_t n, k, n_tiles, k_tiles, scale_cols;

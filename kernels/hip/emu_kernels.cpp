@@ -27,6 +27,9 @@ extern "C" {
 extern const td_emu_kernel EMU_TABLE[];
 const td_emu_kernel EMU_TABLE[] = {
 #define TD_KERNEL(name) {#name, name},
+#if TD_EMU != 64
+#define TD_KERNEL_SCALED(name)
+#endif
 #include "kernels/hip/list.def"
 #undef TD_KERNEL
     {nullptr, nullptr}};

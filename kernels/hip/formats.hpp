@@ -28,6 +28,23 @@ K_DEV float k_e4m3_value(uint32_t code)
     return code & 0x80 ? -v : v;
 }
 
+/* To nearest even, at most 448 in magnitude. v is no NaN. */
+K_DEV uint32_t k_to_e4m3(float v)
+{
+    uint32_t u = k_bits(v), sign = u >> 24 & 0x80u, a = u & 0x7fffffffu, max = 0x43e00000u;
+    a = a < max ? a : max;
+    uint32_t small = k_bits(k_float(a) + 16384.0f) & 15u, /* below 2^-6: multiples of 2^-9 */
+        normal = ((a + 0x7ffffu + (a >> 20 & 1u)) >> 20) - (120u << 3);
+    return sign | (a < 0x3c800000u ? small : normal);
+}
+
+/* Byte of element (row, k) in a tile of MXFP4: a row's 32 elements are together, as the scaled
+ * matrix instruction takes them. */
+K_DEV uint32_t mx_tile_at(uint32_t row, uint32_t k)
+{
+    return row * (TD_K_TILE_K / 2) + k / 2;
+}
+
 /* A tile row of weights as one wave reads it: raw is what lies in registers between load and use.
  * CHUNK_SCALE: the sum over 64 k is multiplied by scale_at(k). */
 template <class WT> struct weight_row {
@@ -78,7 +95,7 @@ template <> struct weight_row<k_mx> {
         for (uint32_t i = 0; i < FRAG_ROWS; i++) {
             uint32_t row = tile_row(k_lane(), i);
             r.codes[i] = *reinterpret_cast<const uint32_t *>(
-                tiles + (size_t)step * (TD_K_TILE / 2) + tile_at(row, tile_k(k_lane())) / 2);
+                tiles + (size_t)step * (TD_K_TILE / 2) + mx_tile_at(row, tile_k(k_lane())));
             r.scale[i] = scales[(size_t)step * 16 + row];
         }
         return r;

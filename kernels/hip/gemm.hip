@@ -6,6 +6,7 @@
  * shape. */
 #include "kernels/hip/formats.hpp"
 #include "kernels/hip/math.hpp"
+#include "kernels/hip/scaled.hpp"
 
 enum {
     CHUNK = 64, /* k of a trip through LDS */
@@ -15,7 +16,8 @@ enum {
 
 /* MT tiles of rows and NB tiles of weights per wave. */
 template <class CT, class WT, int MT, int NB> struct gemm_core {
-    static const uint32_t ROWS = MT * 16;
+    typedef CT lds_type;
+    static const uint32_t ROWS = MT * 16, TILES = NB;
     static const uint32_t UNITS = ROWS * CHUNK / 8; /* 8 elements each */
     static const uint32_t EACH = (UNITS + K_THREADS - 1) / K_THREADS;
 
@@ -201,9 +203,10 @@ template <class C> K_DEV void gemm_rows(C &core, const td_k_gemm &a, uint32_t n,
     }
 }
 
-template <class CT, class WT, int MT, int NB> K_DEV void gemm_plain(const td_k_gemm &a)
+template <class C> K_DEV void gemm_plain(const td_k_gemm &a)
 {
-    gemm_core<CT, WT, MT, NB> core;
+    const uint32_t NB = C::TILES;
+    C core;
     uint32_t n = a.of_logits ? a.step->n_logits : a.step->n_rows, groups = 0;
     for (uint32_t o = 0; o < a.n_out; o++)
         groups += k_ceil_div(a.w[o].n_tiles, K_WAVES * NB);
@@ -214,10 +217,10 @@ template <class CT, class WT, int MT, int NB> K_DEV void gemm_plain(const td_k_g
     gemm_rows(core, a, n, p);
     uint32_t tile0 = (p.group * K_WAVES + k_wave()) * NB;
     K_UNROLL
-    for (int b = 0; b < NB; b++)
+    for (uint32_t b = 0; b < NB; b++)
         core.weights[b].find(a.w[o], p.head, tile0 + b);
     uint32_t k = a.w[o].k, step = a.slices > 1 ? k / a.slices : k;
-    core.run(p.slice * step, p.slice * step + step, k_lds<CT>());
+    core.run(p.slice * step, p.slice * step + step, k_lds<typename C::lds_type>());
     float *out = a.out[o] + (size_t)p.head * a.out_head + (size_t)p.slice * n * a.out_stride[o];
     bool nan = false;
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
@@ -233,10 +236,10 @@ template <class CT, class WT, int MT, int NB> K_DEV void gemm_plain(const td_k_g
         *a.error = 1;
 }
 
-/* w[0] gate, w[1] up: a wave has both, so the product stays in registers. MT x MB tiles of each. */
-template <class CT, class WT, int MT> K_DEV void gemm_silu(const td_k_gemm &a)
+/* w[0] gate, w[1] up: a wave has both, so the product stays in registers. C has two tiles. */
+template <class C> K_DEV void gemm_silu(const td_k_gemm &a)
 {
-    gemm_core<CT, WT, MT, 2> core;
+    C core;
     uint32_t n = a.step->n_rows;
     gemm_place p =
         gemm_find(k_block(), k_ceil_div(n, core.ROWS), k_ceil_div(a.w[0].n_tiles, K_WAVES), 1);
@@ -244,7 +247,7 @@ template <class CT, class WT, int MT> K_DEV void gemm_silu(const td_k_gemm &a)
     uint32_t tile = p.group * K_WAVES + k_wave();
     core.weights[0].find(a.w[0], 0, tile);
     core.weights[1].find(a.w[1], 0, tile);
-    core.run(0, a.w[0].k, k_lds<CT>());
+    core.run(0, a.w[0].k, k_lds<typename C::lds_type>());
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
         row += p.m0 * core.ROWS;
         col += tile * 16;
@@ -289,9 +292,9 @@ template <class C> K_DEV void moe_rows(C &core, const td_k_moe &a, const moe_pla
     }
 }
 
-template <class CT, class WT, int MT> K_DEV void moe_up(const td_k_moe &a)
+template <class C> K_DEV void moe_up(const td_k_moe &a)
 {
-    gemm_core<CT, WT, MT, 2> core;
+    C core;
     moe_place p;
     uint32_t groups = k_ceil_div(a.w[0].n_tiles, K_WAVES);
     if (!moe_find(a, k_block() / groups, core.ROWS, p))
@@ -300,7 +303,7 @@ template <class CT, class WT, int MT> K_DEV void moe_up(const td_k_moe &a)
     uint32_t tile = k_block() % groups * K_WAVES + k_wave();
     core.weights[0].find(a.w[0], p.expert, tile);
     core.weights[1].find(a.w[1], p.expert, tile);
-    core.run(0, a.w[0].k, k_lds<CT>());
+    core.run(0, a.w[0].k, k_lds<typename C::lds_type>());
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
         col += tile * 16;
         if (b || row >= p.n || col >= a.w[0].n)
@@ -312,9 +315,10 @@ template <class CT, class WT, int MT> K_DEV void moe_up(const td_k_moe &a)
     });
 }
 
-template <class CT, class WT, int MT, int NB> K_DEV void moe_down(const td_k_moe &a)
+template <class C> K_DEV void moe_down(const td_k_moe &a)
 {
-    gemm_core<CT, WT, MT, NB> core;
+    const uint32_t NB = C::TILES;
+    C core;
     moe_place p;
     uint32_t groups = k_ceil_div(a.w[0].n_tiles, K_WAVES * NB), id = k_block();
     uint32_t group = id % groups, slice = a.slice0 + id / groups % a.n_slices;
@@ -323,10 +327,10 @@ template <class CT, class WT, int MT, int NB> K_DEV void moe_down(const td_k_moe
     moe_rows(core, a, p, true);
     uint32_t tile0 = (group * K_WAVES + k_wave()) * NB;
     K_UNROLL
-    for (int b = 0; b < NB; b++)
+    for (uint32_t b = 0; b < NB; b++)
         core.weights[b].find(a.w[0], p.expert, tile0 + b);
     uint32_t step = a.w[0].k / a.slices;
-    core.run(slice * step, slice * step + step, k_lds<CT>());
+    core.run(slice * step, slice * step + step, k_lds<typename C::lds_type>());
     float *out = a.out + (size_t)(slice - a.slice0) * a.step->n_rows * a.top_k * a.out_stride;
     core.each([&](int m, int b, uint32_t row, uint32_t col, int r) {
         col += (tile0 + b) * 16;
@@ -335,48 +339,52 @@ template <class CT, class WT, int MT, int NB> K_DEV void moe_down(const td_k_moe
     });
 }
 
-#define FEW_KERNELS(suffix, CT, WT)                                                                \
-    K_KERNEL(gemm_few_##suffix, td_k_gemm)                                                         \
+/* Cores of a launch plan: for one matrix, and for a gate and its up. */
+template <class CT, class WT> struct few {
+    typedef gemm_core<CT, WT, 1, 1> one;
+    typedef gemm_core<CT, WT, 1, 2> pair;
+};
+template <class CT, class WT> struct many {
+    typedef gemm_core<CT, WT, 4, 2> one, pair;
+};
+
+#define KERNELS(suffix, ...)                                                                       \
+    K_KERNEL(gemm_##suffix, td_k_gemm)                                                             \
     {                                                                                              \
-        gemm_plain<CT, WT, 1, 1>(a);                                                               \
+        gemm_plain<__VA_ARGS__::one>(a);                                                           \
     }                                                                                              \
-    K_KERNEL(gemm_silu_few_##suffix, td_k_gemm)                                                    \
+    K_KERNEL(gemm_silu_##suffix, td_k_gemm)                                                        \
     {                                                                                              \
-        gemm_silu<CT, WT, 1>(a);                                                                   \
+        gemm_silu<__VA_ARGS__::pair>(a);                                                           \
     }                                                                                              \
-    K_KERNEL(moe_up_few_##suffix, td_k_moe)                                                        \
+    K_KERNEL(moe_up_##suffix, td_k_moe)                                                            \
     {                                                                                              \
-        moe_up<CT, WT, 1>(a);                                                                      \
+        moe_up<__VA_ARGS__::pair>(a);                                                              \
     }                                                                                              \
-    K_KERNEL(moe_down_few_##suffix, td_k_moe)                                                      \
+    K_KERNEL(moe_down_##suffix, td_k_moe)                                                          \
     {                                                                                              \
-        moe_down<CT, WT, 1, 1>(a);                                                                 \
-    }
-#define MANY_KERNELS(suffix, CT, WT)                                                               \
-    K_KERNEL(gemm_many_##suffix, td_k_gemm)                                                        \
-    {                                                                                              \
-        gemm_plain<CT, WT, 4, 2>(a);                                                               \
-    }                                                                                              \
-    K_KERNEL(gemm_silu_many_##suffix, td_k_gemm)                                                   \
-    {                                                                                              \
-        gemm_silu<CT, WT, 4>(a);                                                                   \
-    }                                                                                              \
-    K_KERNEL(moe_up_many_##suffix, td_k_moe)                                                       \
-    {                                                                                              \
-        moe_up<CT, WT, 4>(a);                                                                      \
-    }                                                                                              \
-    K_KERNEL(moe_down_many_##suffix, td_k_moe)                                                     \
-    {                                                                                              \
-        moe_down<CT, WT, 4, 2>(a);                                                                 \
+        moe_down<__VA_ARGS__::one>(a);                                                             \
     }
 
-FEW_KERNELS(bb, k_bf16, k_bf16)
-FEW_KERNELS(bm, k_bf16, k_mx)
-FEW_KERNELS(b8, k_bf16, k_fp8)
-FEW_KERNELS(fb, float, k_bf16)
-FEW_KERNELS(ff, float, float)
-FEW_KERNELS(fm, float, k_mx)
-FEW_KERNELS(f8, float, k_fp8)
-MANY_KERNELS(bb, k_bf16, k_bf16)
-MANY_KERNELS(bm, k_bf16, k_mx)
-MANY_KERNELS(b8, k_bf16, k_fp8)
+KERNELS(few_bb, few<k_bf16, k_bf16>)
+KERNELS(few_bm, few<k_bf16, k_mx>)
+KERNELS(few_b8, few<k_bf16, k_fp8>)
+KERNELS(few_fb, few<float, k_bf16>)
+KERNELS(few_ff, few<float, float>)
+KERNELS(few_fm, few<float, k_mx>)
+KERNELS(few_f8, few<float, k_fp8>)
+KERNELS(many_bb, many<k_bf16, k_bf16>)
+KERNELS(many_bm, many<k_bf16, k_mx>)
+KERNELS(many_b8, many<k_bf16, k_fp8>)
+
+#if defined(K_SCALED)
+struct few_scaled {
+    typedef mx_core<1, 1, 2> one;
+    typedef mx_core<1, 2, 2> pair;
+};
+struct many_scaled {
+    typedef mx_core<4, 2, 1> one, pair;
+};
+KERNELS(few_xm, few_scaled)
+KERNELS(many_xm, many_scaled)
+#endif

@@ -14,7 +14,7 @@ K_DEV float matrix_at(const td_k_matrix &w, uint32_t n, uint32_t k)
     if (w.format == TD_W_BF16)
         return k_to_f32(static_cast<const k_bf16 *>(w.data)[at]);
     if (w.format == TD_W_MXFP4)
-        return k_mx_value(bytes[at / 2] >> (at % 2 * 4),
+        return k_mx_value(bytes[tile * (TD_K_TILE / 2) + mx_tile_at(n % 16, k % 32)] >> (k % 2 * 4),
                           static_cast<const uint8_t *>(w.scales)[tile * 16 + n % 16]);
     return k_e4m3_value(bytes[at]) *
            static_cast<const float *>(w.scales)[(size_t)(n / 128) * w.scale_cols + k / 128];

@@ -22,6 +22,7 @@ MATRIX = {
     ("gfx950", "bf16"): "v_mfma_f32_16x16x32_bf16",
     ("gfx942", "f32"): "v_mfma_f32_16x16x4_f32",
     ("gfx950", "f32"): "v_mfma_f32_16x16x4_f32",
+    ("gfx950", "scaled"): "v_mfma_scale_f32_16x16x128_f8f6f4",
 }
 # never in these kernels: memory of a lane's own, and loads that do not know LDS from memory
 BANNED = re.compile(r"scratch_|flat_|buffer_(load|store)")
@@ -44,16 +45,17 @@ def run(*args, **kw):
     return subprocess.run(args, check=True, capture_output=True, text=True, **kw).stdout
 
 
-def names():
-    """Kernels in list.def."""
-    return re.findall(r"^TD_KERNEL\((\w+)\)", (ROOT / "kernels/hip/list.def").read_text(), re.M)
+def names(arch):
+    """Kernels in list.def that arch has."""
+    kinds = "|_SCALED" if arch == "gfx950" else ""
+    return re.findall(rf"^TD_KERNEL(?:{kinds})\((\w+)\)", (ROOT / "kernels/hip/list.def").read_text(), re.M)
 
 
 def wants(kernel):
     """Type of the matrix instruction a kernel must have, or None."""
     m = re.fullmatch(r"(?:gemm|gemm_silu|moe_up|moe_down)_(?:few|many)_(.).", kernel)
     if m:
-        return "bf16" if m.group(1) == "b" else "f32"
+        return {"b": "bf16", "f": "f32", "x": "scaled"}[m.group(1)]
     m = re.fullmatch(r"(?:attend|index_score)_(bf16|f32)", kernel)
     return m and m.group(1)
 
@@ -117,11 +119,13 @@ def compile_elsewhere(arch, folder):
 def check_arch(arch, limits, measured):
     path = BUILD / "gpu" / f"kernels.{arch}.hsaco"
     number, code = notes(path), instructions(path)
-    for kernel in names():
+    for kernel in names(arch):
         if kernel in number and kernel in code:
             check_kernel(arch, kernel, number[kernel], code[kernel], limits, measured)
         else:
             problems.append(f"{kernel}: not in the object for {arch}")
+    for kernel in sorted(set(number) - set(names(arch))):
+        problems.append(f"{kernel}: in the object for {arch}, not in list.def for it")
     if path.read_bytes() not in (BUILD / "kernels/hip/libtd_gpu_objects.a").read_bytes():
         problems.append(f"{path.name} is not embedded in libtd_gpu_objects.a")
 
@@ -133,7 +137,7 @@ def check_sm_90():
     ptx = run(tool("clang++"), *flags, "kernels/hip/all.hip", cwd=ROOT)
     parts = re.split(r"^\.visible \.entry (\w+)\(", ptx, flags=re.M)
     code = dict(zip(parts[1::2], parts[2::2]))
-    for kernel in names():
+    for kernel in names("sm_90"):
         if kernel not in code:
             problems.append(f"{kernel}: not in the code for sm_90")
         elif ".local" in code[kernel]:
@@ -153,12 +157,12 @@ def main():
         with LIMITS.open() as f:
             limits = {(r["kernel"], r["arch"]): r for r in csv.DictReader(f)}
     if os.environ.get("TD_UPDATE_LIMITS") == "1":
-        limits = {(k, a): {"vgprs": 512, "sgpr_spills": 512} for k in names() for a in ARCHS}
+        limits = {(k, a): {"vgprs": 512, "sgpr_spills": 512} for a in ARCHS for k in names(a)}
     for arch in ARCHS:
         check_arch(arch, limits, measured)
     check_sm_90()
     for kernel, arch in limits:
-        if kernel not in names() or arch not in ARCHS:
+        if arch not in ARCHS or kernel not in names(arch):
             problems.append(f"limits.csv: {kernel} on {arch} does not exist")
     with tempfile.TemporaryDirectory() as folder:
         again = compile_elsewhere("gfx950", pathlib.Path(folder))
