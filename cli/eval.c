@@ -19,7 +19,7 @@ enum { ROWS = 1024, SEQS = 16, TEXT_MAX = 1 << 30 };
 
 static td_dtype dtype(const td_options *o, td_opt id)
 {
-    return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
+    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
 }
 
 int td_eval_open(const char *dir, const td_options *o, const td_device *device, uint32_t rows,

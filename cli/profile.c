@@ -12,7 +12,7 @@
 
 static td_dtype dtype(const td_options *o, td_opt id)
 {
-    return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
+    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
 }
 
 static void print_model(const td_model *m)

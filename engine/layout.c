@@ -16,11 +16,13 @@
 enum { GROUP_BYTES_MAX = 1 << 20 };
 
 static void add_group(td_kv_layout *l, td_kv_kind kind, uint32_t first, uint32_t n,
-                      uint64_t layer_bytes)
+                      const td_kv_row *row)
 {
+    uint64_t bytes = n * row->layer_bytes;
     TD_BUG_ON(l->n_groups == TD_KV_GROUPS_MAX);
-    l->groups[l->n_groups++] = (td_kv_group){kind, first, n, l->block_bytes, n * layer_bytes};
-    l->block_bytes += n * layer_bytes;
+    l->groups[l->n_groups++] =
+        (td_kv_group){kind, first, n, l->block_bytes, bytes, row->layer_bytes - row->scales_at};
+    l->block_bytes += bytes;
 }
 
 static uint32_t layers_in_group(uint64_t layer_bytes)
@@ -32,14 +34,14 @@ static uint32_t layers_in_group(uint64_t layer_bytes)
 /* Index keys of the full layers of [first, first + n); ordinal: full layers before first. Returns
  * how many. */
 static uint32_t add_index_group(const td_config *c, td_layer *layers, uint32_t first, uint32_t n,
-                                uint32_t ordinal, uint64_t layer_bytes, td_kv_layout *l)
+                                uint32_t ordinal, const td_kv_row *row, td_kv_layout *l)
 {
     uint32_t done = 0;
     for (uint32_t i = first; i < first + n; i++)
         if (c->full[i])
-            layers[i].index_offset = l->block_bytes + done++ * layer_bytes;
+            layers[i].index_offset = l->block_bytes + done++ * row->layer_bytes;
     if (done)
-        add_group(l, TD_KV_INDEX, ordinal, done, layer_bytes);
+        add_group(l, TD_KV_INDEX, ordinal, done, row);
     return done;
 }
 
@@ -49,7 +51,7 @@ static void hash_layout(const td_config *c, td_dtype kv, td_dtype index, td_kv_l
     td_hash h;
     td_hash_init(&h, NULL, 0, sizeof l->hash);
     int n = snprintf(text, sizeof text, "arch=%s block=%d kv=%s index=%s bytes=%llu\n",
-                     td_arch_name(c->arch), TD_BLOCK_TOKENS, td_dtype_name(kv),
+                     td_arch_name(c->arch), TD_BLOCK_TOKENS, td_row_type_name(kv),
                      c->arch == TD_ARCH_GLM_MOE_DSA ? td_dtype_name(index) : "-",
                      (unsigned long long)l->block_bytes);
     td_hash_add(&h, text, (size_t)n);
@@ -59,6 +61,10 @@ static void hash_layout(const td_config *c, td_dtype kv, td_dtype index, td_kv_l
                      (int)g->kind, g->first_layer, g->n_layers, (unsigned long long)g->offset,
                      (unsigned long long)g->bytes);
         td_hash_add(&h, text, (size_t)n);
+        if (g->scale_bytes) {
+            n = snprintf(text, sizeof text, "scales=%llu\n", (unsigned long long)g->scale_bytes);
+            td_hash_add(&h, text, (size_t)n);
+        }
     }
     td_hash_final(&h, l->hash);
 }
@@ -70,21 +76,20 @@ void td_kv_layout_make(const td_config *c, td_dtype kv, td_dtype index, td_layer
     int mla = c->arch == TD_ARCH_GLM_MOE_DSA;
     td_kv_row row = mla ? td_kv_row_mla(kv, c->kv_lora, c->rope_dims)
                         : td_kv_row_gqa(kv, c->n_kv_heads, c->head_dim);
-    uint64_t layer_bytes = row.layer_bytes;
-    uint64_t index_bytes = mla ? td_kv_row_index(index, c->index_dims).layer_bytes : 1;
-    uint32_t per = layers_in_group(layer_bytes > index_bytes ? layer_bytes : index_bytes),
-             ordinal = 0;
+    td_kv_row key = mla ? td_kv_row_index(index, c->index_dims) : (td_kv_row){0};
+    uint64_t widest = row.layer_bytes > key.layer_bytes ? row.layer_bytes : key.layer_bytes;
+    uint32_t per = layers_in_group(widest), ordinal = 0;
     /* a run of layers may bring two groups; very wide rows get groups above 1 MiB instead of too
      * many of them */
     uint32_t least = (c->n_layers + TD_KV_GROUPS_MAX / 2 - 1) / (TD_KV_GROUPS_MAX / 2);
     per = per < least ? least : per;
     for (uint32_t first = 0; first < c->n_layers; first += per) {
         uint32_t n = c->n_layers - first < per ? c->n_layers - first : per;
-        add_group(&l, mla ? TD_KV_LATENT : TD_KV_GQA, first, n, layer_bytes);
+        add_group(&l, mla ? TD_KV_LATENT : TD_KV_GQA, first, n, &row);
         for (uint32_t i = 0; i < n; i++)
-            layers[first + i].kv_offset = l.groups[l.n_groups - 1].offset + i * layer_bytes;
+            layers[first + i].kv_offset = l.groups[l.n_groups - 1].offset + i * row.layer_bytes;
         if (mla)
-            ordinal += add_index_group(c, layers, first, n, ordinal, index_bytes, &l);
+            ordinal += add_index_group(c, layers, first, n, ordinal, &key, &l);
     }
     hash_layout(c, kv, index, &l);
     *ret_layout = l;

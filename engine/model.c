@@ -14,12 +14,12 @@
 
 enum { THREADS_MAX = 256 };
 
-static int check_type(const char *name, td_dtype t, td_err *err)
+static int check_type(const char *name, td_dtype t, int fp8_too, td_err *err)
 {
-    if (t == TD_F32 || t == TD_BF16)
+    if (t == TD_F32 || t == TD_BF16 || (fp8_too && t == TD_F8E4M3))
         return 0;
-    return td_err_set(err, -EINVAL, "--%s %s is not supported; use f32 or bf16", name,
-                      td_dtype_name(t));
+    return td_err_set(err, -EINVAL, "--%s %s is not supported; use f32%s bf16%s", name,
+                      td_row_type_name(t), fp8_too ? "," : " or", fp8_too ? " or fp8" : "");
 }
 
 static uint32_t granted_cores(void)
@@ -43,9 +43,9 @@ static int take_options(td_model *m, const td_model_options *o, td_err *err)
         return td_err_set(err, -ENOTSUP,
                           "rank %u of %u: tensor parallelism is not supported yet; use n_ranks = 1",
                           o->rank, o->n_ranks);
-    int r = check_type("act", o->act, err);
-    r = r < 0 ? r : check_type("kv", o->kv, err);
-    r = r < 0 ? r : check_type("index", o->index, err);
+    int r = check_type("act", o->act, 0, err);
+    r = r < 0 ? r : check_type("kv", o->kv, 1, err);
+    r = r < 0 ? r : check_type("index", o->index, 0, err);
     if (r < 0)
         return r;
     m->shard = (td_shard){0, 1};

@@ -20,10 +20,11 @@ typedef struct td_kv_group {
     uint32_t first_layer,
         n_layers;           /* of the rows of this kind; index groups count full layers only */
     uint64_t offset, bytes; /* within a block */
+    uint64_t scale_bytes;   /* of each layer, behind its rows of values: [64][n_scales] f32, or 0 */
 } td_kv_group;
 
-/* Block layout (architecture, section 3a): block-major, [group][layer][64][row]. hash = BLAKE2b-128
- * of its canonical text. */
+/* Block layout (architecture, section 3a): block-major, [group][layer][64][row], a
+ * layer's scales behind its rows (kernels/kv_row.h). hash = BLAKE2b-128 of its canonical text. */
 typedef struct td_kv_layout {
     uint64_t block_bytes;
     uint32_t n_groups;
@@ -36,7 +37,7 @@ typedef struct td_model td_model;
 typedef struct td_model_options {
     const char *isa;           /* a word of td_backend_get */
     const td_backend *backend; /* NULL: by isa; else this one, which outlives the model */
-    td_dtype act, kv, index;   /* TD_F32 or TD_BF16 */
+    td_dtype act, kv, index;   /* TD_F32 or TD_BF16; kv also TD_F8E4M3 (kernels/kv_row.h) */
     int act_i8;  /* operands that meet MXFP4 weights: int8 in groups of 32 (act TD_BF16 only) */
     int act_fp8; /* ... e4m3 in groups of 32; -ENOTSUP where the backend cannot */
     uint32_t n_threads; /* engine threads incl. the caller of step; 0 = one per core in the list, or

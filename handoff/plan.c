@@ -59,15 +59,19 @@ void td_plan_block(const td_handoff_plan *p, uint32_t index, uint32_t *ret_timel
 
 uint32_t td_run_frames(const td_kv_group *g, uint32_t rows)
 {
-    return rows == TD_BLOCK_TOKENS ? 1 : g->n_layers;
+    return rows == TD_BLOCK_TOKENS ? 1 : g->scale_bytes ? 2 * g->n_layers : g->n_layers;
 }
 
 void td_run_frame(const td_kv_group *g, uint32_t rows, uint32_t i, uint64_t *ret_offset,
                   uint64_t *ret_bytes)
 {
-    uint64_t layer_bytes = g->bytes / g->n_layers;
-    *ret_offset = g->offset + i * layer_bytes;
-    *ret_bytes = rows == TD_BLOCK_TOKENS ? g->bytes : layer_bytes / TD_BLOCK_TOKENS * rows;
+    uint64_t layer_bytes = g->bytes / g->n_layers, values = layer_bytes - g->scale_bytes;
+    uint32_t layer = g->scale_bytes ? i / 2 : i;
+    int scales = g->scale_bytes && i % 2;
+    *ret_offset = g->offset + layer * layer_bytes + (scales ? values : 0);
+    *ret_bytes = rows == TD_BLOCK_TOKENS
+                     ? g->bytes
+                     : (scales ? g->scale_bytes : values) / TD_BLOCK_TOKENS * rows;
 }
 
 uint64_t td_run_bytes(const td_kv_group *g, uint32_t rows)
@@ -81,6 +85,7 @@ int td_layout_check(const td_kv_layout *layout)
         const td_kv_group *g = &layout->groups[i];
         if (g->n_layers == 0 || g->bytes == 0 || g->bytes > TD_KV_FRAME_MAX ||
             g->bytes % g->n_layers || g->bytes / g->n_layers % TD_BLOCK_TOKENS ||
+            g->scale_bytes % TD_BLOCK_TOKENS || g->scale_bytes >= g->bytes / g->n_layers ||
             g->offset > layout->block_bytes || g->bytes > layout->block_bytes - g->offset)
             return -ENOTSUP;
     }

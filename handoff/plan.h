@@ -41,7 +41,8 @@ int td_plan_init(td_handoff_plan *p, size_t n_prompt, uint32_t n, const uint32_t
 void td_plan_block(const td_handoff_plan *p, uint32_t index, uint32_t *ret_timeline,
                    uint32_t *ret_block, uint32_t *ret_rows);
 
-/* Frames of `rows` rows of one block in a group: 1, or one per layer for fewer than 64 rows. */
+/* Frames of `rows` rows of one block in a group: 1, or for fewer than 64 rows one per layer; two
+ * where layers have scales: the rows' values, then their scales. */
 uint32_t td_run_frames(const td_kv_group *g, uint32_t rows);
 /* Frame i of those: where it lies in the block, and its length. */
 void td_run_frame(const td_kv_group *g, uint32_t rows, uint32_t i, uint64_t *ret_offset,

@@ -18,6 +18,10 @@ typedef enum td_dtype { TD_F32, TD_BF16, TD_F16, TD_U8, TD_F8E4M3, TD_DTYPES } t
 /* "f32", "bf16", ...; and bytes of one element. */
 const char *td_dtype_name(td_dtype t);
 size_t td_dtype_bytes(td_dtype t);
+/* Types of operands and of cached rows as options and profile name them: "f32", "bf16", "fp8"
+ * (F8E4M3 with scales, kernels/kv_row.h). -1: another word. */
+const char *td_row_type_name(td_dtype t);
+int td_row_type(const char *word);
 
 typedef struct td_queue
     td_queue; /* a backend's context: threads or stream, scratch, sticky error */
@@ -109,7 +113,7 @@ typedef struct td_mla_write {
     float *q; /* [T][H][N + R]: the last R of each head are rotated */
     uint32_t n_heads, latent, nope;
     td_rope_form rope;
-    td_dtype kv;
+    td_dtype kv;           /* F32, BF16, F8E4M3: kernels/kv_row.h */
     uint64_t layer_offset; /* of the rows c[C] | k_pe[R] within a block */
 } td_mla_write;
 

@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/strbuf.h"
 #include "kernels/kplan.h"
+#include "kernels/kv_row.h"
 
 #include "base/banned.h"
 
@@ -40,6 +41,20 @@ size_t td_dtype_bytes(td_dtype t)
 {
     TD_BUG_ON((unsigned)t >= TD_DTYPES);
     return dtypes[t].bytes;
+}
+
+const char *td_row_type_name(td_dtype t)
+{
+    return t == TD_F8E4M3 ? "fp8" : td_dtype_name(t);
+}
+
+int td_row_type(const char *word)
+{
+    static const td_dtype types[] = {TD_F32, TD_BF16, TD_F8E4M3};
+    for (size_t i = 0; i < TD_ARRAY_LEN(types); i++)
+        if (strcmp(word, td_row_type_name(types[i])) == 0)
+            return (int)types[i];
+    return -1;
 }
 
 const char *td_weight_format_name(td_weight_format f)
@@ -97,7 +112,9 @@ char *td_profile_text(const td_profile_spec *spec, uint8_t ret_id[16])
                    "%d\nkplan.slices=%d\n",
                    TD_KPLAN_ATTN_SPLIT, TD_KPLAN_ATTN_TILE, TD_KPLAN_GEMM_BLOCK,
                    TD_KPLAN_NORM_LANES, TD_KPLAN_SLICES_MAX);
-    td_strbuf_addf(&b, "kv=%s\n", td_dtype_name(spec->kv));
+    td_strbuf_addf(&b, "kv=%s\n", td_row_type_name(spec->kv));
+    if (spec->kv == TD_F8E4M3)
+        td_strbuf_addf(&b, "kv.group=%d\nkv.read=bf16\n", TD_KV_SCALE_GROUP);
     for (size_t i = 0; i < TD_ARRAY_LEN(revs); i++)
         td_strbuf_addf(&b, "rev.%s=%d\n", revs[i].op, revs[i].rev);
     add_weights(&b, spec->formats);

@@ -260,7 +260,7 @@ static void on_progress(void *arg, const char *stage, double fraction)
 
 static td_dtype dtype_of(const td_options *o, td_opt id)
 {
-    return strcmp(td_opt_str(o, id), "f32") == 0 ? TD_F32 : TD_BF16;
+    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
 }
 
 static int open_device(td_worker *w, td_err *err)

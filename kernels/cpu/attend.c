@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention (numerics, rule 5) by blocks: a few rows at following positions meet each tile of 64
  * ranks together, with all heads that share its keys. The tile is gathered from the pool and
- * widened once, while the next one is on its way. What a row gets never depends on who shares its
- * block: each score, sum and value is a chain of its own. */
+ * widened once (FP8 becomes BF16 first), while the next one is on its way. What a row gets never
+ * depends on who shares its block: each score, sum and value is a chain of its own. */
 #include "kernels/cpu/attend.h"
 
 #include <math.h>
@@ -27,7 +27,7 @@ typedef struct attend_job {
     const td_attend_gqa *gqa;
     td_dtype kv;
     uint64_t layer_offset;
-    size_t row_bytes;
+    td_kv_row row;
     uint32_t key_dims, value_dims, n_heads;
     uint32_t n_parts, part_groups, group_heads;
     float scale;
@@ -40,11 +40,20 @@ typedef struct states {
     float *m, *l, *o;
 } states;
 
-/* Where the pool keeps the ranks of a tile: n rows, the rest repeats the last. */
+/* Where the pool keeps the ranks of a tile: n rows, the rest repeats the last. scales: FP8. */
 typedef struct tile {
     const uint8_t *rows[ATTEND_TILE];
+    const float *scales[ATTEND_TILE];
     uint32_t n;
 } tile;
+
+/* What one group of heads meets: keys and values, BF16 or f32, begin at so many bytes behind each
+ * row's begin. */
+typedef struct face {
+    const uint8_t *rows[ATTEND_TILE];
+    size_t key_at, value_at;
+    td_dtype type;
+} face;
 
 /* One item's share of the thread's work space. Query (g * n_rows + i) * n_heads + h is head h of
  * group g in row i. */
@@ -52,7 +61,8 @@ typedef struct block {
     uint32_t t, n_rows, group0, n_groups, head0, n_heads;
     float *keys; /* a block of dims, turned */
     float *values, *q, *p, *alpha;
-    uint32_t *n; /* ranks of the tile at hand that a query sees */
+    uint8_t *unpacked; /* FP8: a group's rows as BF16 */
+    uint32_t *n;       /* ranks of the tile at hand that a query sees */
     states sum, cur;
     size_t q_stride, out_stride; /* values lie as outputs do */
 } block;
@@ -76,18 +86,27 @@ static int dense(const attend_job *j, uint32_t t)
 
 /* ---- tiles ---- */
 
+static void find_row(const attend_job *j, uint32_t t, uint32_t pos, tile *x, uint32_t i)
+{
+    ref_kv at = ref_kv_at(j->s, t, pos, j->layer_offset, j->kv, &j->row);
+    x->rows[i] = at.row;
+    x->scales[i] = at.scales;
+}
+
 static void find_tile(const attend_job *j, uint32_t t, uint32_t rank, tile *ret_tile)
 {
     uint32_t n = length(j, t) - rank;
     n = n < ATTEND_TILE ? n : ATTEND_TILE;
     if (dense(j, t)) { /* a tile is a block of the pool */
-        const uint8_t *row = ref_kv_row(j->s, t, rank, j->layer_offset, j->row_bytes);
-        for (uint32_t i = 0; i < n; i++)
-            ret_tile->rows[i] = row + i * j->row_bytes;
+        find_row(j, t, rank, ret_tile, 0);
+        for (uint32_t i = 1; i < n; i++) {
+            ret_tile->rows[i] = ret_tile->rows[0] + i * (size_t)j->row.bytes;
+            ret_tile->scales[i] = ret_tile->scales[0] + i * j->row.n_scales;
+        }
     } else {
         const uint32_t *list = j->mla->selected + (size_t)t * j->mla->topk + rank;
         for (uint32_t i = 0; i < n; i++)
-            ret_tile->rows[i] = ref_kv_row(j->s, t, list[i], j->layer_offset, j->row_bytes);
+            find_row(j, t, list[i], ret_tile, i);
     }
     for (uint32_t i = n; i < ATTEND_TILE; i++)
         ret_tile->rows[i] = ret_tile->rows[n - 1];
@@ -110,24 +129,73 @@ static size_t value_at(const attend_job *j, uint32_t group)
 static void fetch(const attend_job *j, const tile *x, uint32_t group)
 {
     size_t head = key_at(j, 1), key = key_at(j, group), value = value_at(j, group);
-    for (uint32_t i = 0; i < x->n; i++)
+    for (uint32_t i = 0; i < x->n; i++) {
         for (size_t k = 0; k < head; k += 64) {
             __builtin_prefetch(x->rows[i] + key + k, 0, 2);
             if (j->gqa)
                 __builtin_prefetch(x->rows[i] + value + k, 0, 2);
         }
+        if (j->row.n_scales)
+            __builtin_prefetch(x->scales[i], 0, 2);
+    }
 }
 
-/* Rows of the pool as rows of f32. */
-static void load_values(const attend_job *j, const block *b, const tile *x, size_t at)
+/* A part of n elements and its scales, as BF16. */
+static void unpack_part(const attend_job *j, const uint8_t *src, const float *scales, uint32_t n,
+                        uint8_t *dst)
+{
+    for (uint32_t i = 0; i < n; i += TD_KV_SCALE_GROUP)
+        j->f->unpack(src + i, scales[i / TD_KV_SCALE_GROUP],
+                     n - i < TD_KV_SCALE_GROUP ? n - i : TD_KV_SCALE_GROUP, dst + 2ul * i);
+}
+
+/* BF16 of a row: latent, then rope dims; or keys, then values. */
+static size_t unpacked_stride(const attend_job *j)
+{
+    size_t n = j->gqa ? 2ul * j->key_dims : j->key_dims;
+    return attend_stride((n + 17) / 2) * sizeof(float);
+}
+
+static void unpack_group(const attend_job *j, const block *b, const tile *x, uint32_t group)
+{
+    uint32_t first = j->gqa ? j->key_dims : j->value_dims, part = td_kv_part_scales(j->kv, first);
+    uint32_t second = j->gqa ? j->value_dims : j->key_dims - first;
+    uint32_t value = j->gqa ? j->gqa->n_kv_heads + group : 1; /* parts before it: all as long */
+    for (uint32_t i = 0; i < x->n; i++) {
+        uint8_t *dst = b->unpacked + i * unpacked_stride(j);
+        unpack_part(j, x->rows[i] + (size_t)group * first, x->scales[i] + group * part, first, dst);
+        unpack_part(j, x->rows[i] + (size_t)value * first, x->scales[i] + value * part, second,
+                    dst + 2ul * first);
+    }
+}
+
+static void open_face(const attend_job *j, const block *b, const tile *x, uint32_t group, face *ret)
+{
+    if (j->kv != TD_F8E4M3) {
+        memcpy(ret->rows, x->rows, sizeof ret->rows);
+        ret->key_at = key_at(j, group);
+        ret->value_at = value_at(j, group);
+        ret->type = j->kv;
+        return;
+    }
+    unpack_group(j, b, x, group);
+    for (uint32_t i = 0; i < ATTEND_TILE; i++)
+        ret->rows[i] = b->unpacked + (i < x->n ? i : x->n - 1) * unpacked_stride(j);
+    ret->key_at = 0;
+    ret->value_at = j->gqa ? 2ul * j->key_dims : 0;
+    ret->type = TD_BF16;
+}
+
+/* Rows as rows of f32. */
+static void load_values(const attend_job *j, const block *b, const face *x, uint32_t n)
 {
     uint32_t dims = j->value_dims;
-    for (uint32_t i = 0; i < x->n; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         float *dst = b->values + i * b->out_stride;
-        if (j->kv == TD_BF16)
-            j->f->widen(x->rows[i] + at, dst, dims);
+        if (x->type == TD_BF16)
+            j->f->widen(x->rows[i] + x->value_at, dst, dims);
         else
-            memcpy(dst, x->rows[i] + at, dims * sizeof *dst);
+            memcpy(dst, x->rows[i] + x->value_at, dims * sizeof *dst);
         memset(dst + dims, 0, (attend_pad(dims) - dims) * sizeof *dst);
     }
 }
@@ -144,13 +212,13 @@ static uint32_t first_row(const attend_job *j, const block *b, uint32_t r0)
 }
 
 /* The queries [q0, q0 + n_q) of a group meet a tile whose values are loaded. */
-static void meet(const attend_job *j, const block *b, const tile *x, uint32_t group, uint32_t q0,
-                 uint32_t n_q, const states *st)
+static void meet(const attend_job *j, const block *b, const face *x, uint32_t q0, uint32_t n_q,
+                 const states *st)
 {
     const uint32_t *n = b->n + q0 % (b->n_rows * b->n_heads);
     float *p = b->p, *alpha = b->alpha, *o = st->o + q0 * b->out_stride;
-    attend_scores(j->f, x->rows, key_at(j, group), j->key_dims, j->kv, b->keys,
-                  b->q + q0 * b->q_stride, b->q_stride, n_q, j->scale, p);
+    attend_scores(j->f, x->rows, x->key_at, j->key_dims, x->type, b->keys, b->q + q0 * b->q_stride,
+                  b->q_stride, n_q, j->scale, p);
     j->f->shift(p, n, n_q, st->m + q0, alpha);
     td_exp_n(p, p, (size_t)n_q * ATTEND_TILE);
     td_exp_n(alpha, alpha, n_q);
@@ -177,14 +245,16 @@ static void add_tile(const attend_job *j, const block *b, uint32_t r0, const sta
     uint32_t last = b->t + b->n_rows - 1, next = r0 + ATTEND_TILE;
     count_ranks(j, b, row0, r0);
     for (uint32_t g = 0; g < b->n_groups; g++) {
-        load_values(j, b, &x[0], value_at(j, b->group0 + g));
+        face f;
+        open_face(j, b, &x[0], b->group0 + g, &f);
+        load_values(j, b, &f, x[0].n);
         if (g + 1 < b->n_groups) {
             fetch(j, &x[0], b->group0 + g + 1);
         } else if (next < length(j, last)) {
             find_tile(j, last, next, &x[1]);
             fetch(j, &x[1], b->group0);
         }
-        meet(j, b, &x[0], b->group0 + g, g * all + skip, all - skip, st);
+        meet(j, b, &f, g * all + skip, all - skip, st);
     }
 }
 
@@ -279,7 +349,8 @@ static size_t work_floats(const attend_job *j)
 {
     size_t k = attend_stride(j->key_dims), o = attend_stride(j->value_dims);
     size_t q = (size_t)j->most * j->part_groups * j->group_heads;
-    return ATTEND_TURNED + ATTEND_TILE * o + q * (k + ATTEND_TILE + 2 * o + 6) + 16;
+    size_t unpacked = j->kv == TD_F8E4M3 ? ATTEND_TILE * unpacked_stride(j) / sizeof(float) : 0;
+    return ATTEND_TURNED + ATTEND_TILE * o + unpacked + q * (k + ATTEND_TILE + 2 * o + 6) + 16;
 }
 
 static states take_states(float **p, size_t n, size_t out_stride)
@@ -309,6 +380,10 @@ static block open_block(const attend_job *j, uint32_t item, float *work)
     b.keys = work;
     b.values = b.keys + ATTEND_TURNED;
     b.q = b.values + ATTEND_TILE * b.out_stride;
+    if (j->kv == TD_F8E4M3) {
+        b.unpacked = (uint8_t *)b.q;
+        b.q += ATTEND_TILE * unpacked_stride(j) / sizeof(float);
+    }
     b.p = b.q + n * b.q_stride;
     work = b.p + n * ATTEND_TILE;
     b.sum = take_states(&work, n, b.out_stride);
@@ -382,7 +457,7 @@ void td_cpu_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
                     .value_dims = a->latent,
                     .n_heads = a->n_heads,
                     .part_groups = 1};
-    j.row_bytes = j.key_dims * td_dtype_bytes(a->kv);
+    j.row = td_kv_row_mla(a->kv, a->latent, a->rope_dims);
     j.most = most_rows(&j, a->n_heads);
     uint32_t n = cut_rows(&j, c->lists), threads = q->o.n_threads;
     /* few blocks are spread over threads by heads, though each then gathers the tile */
@@ -408,7 +483,7 @@ void td_cpu_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
                     .value_dims = a->dims,
                     .n_heads = a->n_heads,
                     .group_heads = a->n_heads / a->n_kv_heads};
-    j.row_bytes = 2ul * a->n_kv_heads * a->dims * td_dtype_bytes(a->kv);
+    j.row = td_kv_row_gqa(a->kv, a->n_kv_heads, a->dims);
     j.most = most_rows(&j, j.group_heads);
     uint32_t n = cut_rows(&j, c->lists), threads = q->o.n_threads;
     /* many groups to an item read the pool's rows in long pieces; but threads want items, and the

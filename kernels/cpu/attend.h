@@ -19,6 +19,9 @@ enum {
 typedef struct cpu_attend {
     /* n values of BF16 to f32. */
     void (*widen)(const uint8_t *src, float *dst, uint32_t n);
+    /* n elements of FP8 times scale, as BF16 (kernels/kv_row.h); dst has room for a multiple of 16.
+     */
+    void (*unpack)(const uint8_t *src, float scale, uint32_t n, uint8_t *dst);
     /* n values, BF16 or f32, at bytes behind the begin of each of 64 rows become columns:
      * dst[d][row], d < n rounded up to 32. */
     void (*turn)(const uint8_t *const *rows, size_t at, uint32_t n, int bf16, float *dst);

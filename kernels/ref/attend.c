@@ -17,7 +17,7 @@ typedef struct attend_job {
     const td_step *s;
     td_dtype kv;
     uint64_t layer_offset;
-    size_t row_bytes;
+    td_kv_row row;
     uint32_t key_dims, value_dims, value_at; /* within a tile row of tile_dims */
     uint32_t tile_dims;
     float scale;
@@ -39,18 +39,20 @@ static void load_tile(const attend_job *j, uint32_t t, uint32_t group, uint32_t 
                       float *tile)
 {
     const uint32_t *sel = j->selected ? j->selected + (size_t)t * j->topk : NULL;
-    size_t size = td_dtype_bytes(j->kv);
     for (uint32_t i = 0; i < n; i++) {
-        const uint8_t *row =
-            ref_kv_row(j->s, t, sel ? sel[rank + i] : rank + i, j->layer_offset, j->row_bytes);
+        uint32_t pos = sel ? sel[rank + i] : rank + i;
+        ref_kv at = ref_kv_at(j->s, t, pos, j->layer_offset, j->kv, &j->row);
         float *dst = tile + (size_t)i * j->tile_dims;
         if (j->mla) {
-            td_ref_load(dst, row, j->tile_dims, j->kv);
+            uint32_t c = j->value_dims, scales = td_kv_part_scales(j->kv, c);
+            td_ref_kv_load(&at, 0, 0, dst, c);
+            td_ref_kv_load(&at, c, scales, dst + c, j->key_dims - c);
             continue;
         }
-        uint32_t dims = j->key_dims;
-        td_ref_load(dst, row + (size_t)group * dims * size, dims, j->kv);
-        td_ref_load(dst + dims, row + (size_t)(j->n_groups + group) * dims * size, dims, j->kv);
+        uint32_t dims = j->key_dims, scales = td_kv_part_scales(j->kv, dims);
+        uint32_t value = j->n_groups + group;
+        td_ref_kv_load(&at, group * dims, group * scales, dst, dims);
+        td_ref_kv_load(&at, value * dims, value * scales, dst + dims, dims);
     }
 }
 
@@ -203,7 +205,7 @@ void td_ref_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *a)
     uint32_t row = a->latent + a->rope_dims;
     attend_job j = {
         .q = q, .s = s, .kv = a->kv, .layer_offset = a->layer_offset, .scale = a->scale, .mla = a};
-    j.row_bytes = row * td_dtype_bytes(a->kv);
+    j.row = td_kv_row_mla(a->kv, a->latent, a->rope_dims);
     j.key_dims = j.tile_dims = row;
     j.value_dims = a->latent;
     j.n_heads = a->n_heads;
@@ -221,7 +223,7 @@ void td_ref_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *a)
 {
     attend_job j = {
         .q = q, .s = s, .kv = a->kv, .layer_offset = a->layer_offset, .scale = a->scale, .gqa = a};
-    j.row_bytes = 2ul * a->n_kv_heads * a->dims * td_dtype_bytes(a->kv);
+    j.row = td_kv_row_gqa(a->kv, a->n_kv_heads, a->dims);
     j.key_dims = j.value_dims = j.value_at = a->dims;
     j.tile_dims = 2 * a->dims;
     j.n_heads = a->n_heads;
@@ -249,9 +251,11 @@ static void mla_write_item(void *arg, uint32_t t, uint32_t thread)
     td_ref_rmsnorm(src, a->norm->data, a->eps, a->latent, buf);
     memcpy(buf + a->latent, src + a->latent, a->rope.dims * sizeof *buf);
     td_ref_rope(buf + a->latent, a->rope, cos, sin);
-    td_ref_store(
-        ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row * td_dtype_bytes(a->kv)), buf,
-        row, a->kv);
+    td_kv_row r = td_kv_row_mla(a->kv, a->latent, a->rope.dims);
+    ref_kv at = ref_kv_at(j->s, t, j->s->positions[t], a->layer_offset, a->kv, &r);
+    td_ref_kv_store(&at, 0, 0, buf, a->latent);
+    td_ref_kv_store(&at, a->latent, td_kv_part_scales(a->kv, a->latent), buf + a->latent,
+                    a->rope.dims);
     for (uint32_t h = 0; h < a->n_heads; h++)
         td_ref_rope(a->q + ((size_t)t * a->n_heads + h) * width + a->nope, a->rope, cos, sin);
 }
@@ -266,20 +270,21 @@ static void gqa_write_item(void *arg, uint32_t t, uint32_t thread)
 {
     const write_job *j = arg;
     const td_gqa_write *a = j->gqa;
-    uint32_t dims = a->dims, kv = a->n_kv_heads;
-    size_t size = td_dtype_bytes(a->kv), row_bytes = 2ul * kv * dims * size;
+    uint32_t dims = a->dims, kv = a->n_kv_heads, scales = td_kv_part_scales(a->kv, dims);
+    td_kv_row r = td_kv_row_gqa(a->kv, kv, dims);
     const float *cos = j->s->rope_cos + (size_t)t * (a->rope.dims / 2);
     const float *sin = j->s->rope_sin + (size_t)t * (a->rope.dims / 2);
-    uint8_t *row = ref_kv_row(j->s, t, j->s->positions[t], a->layer_offset, row_bytes);
+    ref_kv at = ref_kv_at(j->s, t, j->s->positions[t], a->layer_offset, a->kv, &r);
     float *buf = ref_scratch(j->q, thread);
     for (uint32_t h = 0; h < kv; h++) {
         memcpy(buf, a->k + ((size_t)t * kv + h) * dims, dims * sizeof *buf);
         if (a->k_norm)
             td_ref_rmsnorm(buf, a->k_norm->data, a->eps, dims, buf);
         td_ref_rope(buf, a->rope, cos, sin);
-        td_ref_store(row + (size_t)h * dims * size, buf, dims, a->kv);
+        td_ref_kv_store(&at, h * dims, h * scales, buf, dims);
+        td_ref_kv_store(&at, (kv + h) * dims, (kv + h) * scales, a->v + ((size_t)t * kv + h) * dims,
+                        dims);
     }
-    td_ref_store(row + (size_t)kv * dims * size, a->v + (size_t)t * kv * dims, kv * dims, a->kv);
     for (uint32_t h = 0; h < a->n_heads; h++) {
         float *q = a->q + ((size_t)t * a->n_heads + h) * dims;
         if (a->q_norm)

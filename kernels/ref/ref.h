@@ -12,6 +12,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/kplan.h"
+#include "kernels/kv_row.h"
 #include "kernels/ref/pool.h"
 
 enum { LANES = 16 };
@@ -128,6 +129,25 @@ static inline uint8_t *ref_kv_row(const td_step *s, uint32_t t, uint32_t pos, ui
 }
 void td_ref_store(uint8_t *dst, const float *src, uint32_t n, td_dtype t);
 void td_ref_load(float *dst, const uint8_t *src, uint32_t n, td_dtype t);
+
+/* One row of keys or values in the pool. */
+typedef struct ref_kv {
+    td_dtype type;
+    uint8_t *row;
+    float *scales; /* where the type has some */
+} ref_kv;
+
+static inline ref_kv ref_kv_at(const td_step *s, uint32_t t, uint32_t pos, uint64_t layer_offset,
+                               td_dtype type, const td_kv_row *r)
+{
+    return (ref_kv){type, ref_kv_row(s, t, pos, layer_offset, r->bytes),
+                    (float *)(void *)ref_kv_row(s, t, pos, layer_offset + r->scales_at,
+                                                r->n_scales * sizeof(float))};
+}
+
+/* A part of n elements that begins at the row's element elem and scale scale (kernels/kv_row.h). */
+void td_ref_kv_store(const ref_kv *at, uint32_t elem, uint32_t scale, const float *src, uint32_t n);
+void td_ref_kv_load(const ref_kv *at, uint32_t elem, uint32_t scale, float *dst, uint32_t n);
 /* y = rmsnorm(x) * w before rounding. */
 void td_ref_rmsnorm(const float *x, const float *w, float eps, uint32_t n, float *y);
 

@@ -10,19 +10,20 @@
 static td_model *model;
 static td_engine *engine;
 
-static void reference_open(void)
+static void reference_open_kv(td_dtype kv)
 {
     td_err err = {0};
-    td_model_options mo = {.isa = "auto",
-                           .act = TD_BF16,
-                           .kv = TD_BF16,
-                           .index = TD_BF16,
-                           .n_threads = 1,
-                           .n_ranks = 1};
+    td_model_options mo = {
+        .isa = "auto", .act = TD_BF16, .kv = kv, .index = TD_BF16, .n_threads = 1, .n_ranks = 1};
     td_engine_limits limits = {.max_rows = 2048, .max_seqs = 4, .n_blocks = 64};
     if (td_model_open(MODEL, &mo, &model, &err) < 0 ||
         td_engine_open(model, &limits, &engine, &err) < 0)
         fail_msg("%s", err.text);
+}
+
+static inline void reference_open(void)
+{
+    reference_open_kv(TD_BF16);
 }
 
 static void take_sample(token *t, const td_sample *s)

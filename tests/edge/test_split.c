@@ -316,6 +316,37 @@ static void test_prefill_alone(void **state)
     assert_memory_equal(&r->tokens[0][0], &want[6][0][0], sizeof(token));
 }
 
+static void stop_workers(void)
+{
+    for (int role = 0; role < 2; role++)
+        if (cl.session[role])
+            stop_worker(&cl, role);
+}
+
+/* FP8 rows: the values of a partial block travel with their scales, over either transport. */
+static void test_fp8_rows(void **state)
+{
+    (void)state;
+    char kv[128];
+    snprintf(kv, sizeof kv, "ipc://%s/kv.sock", cl.dir);
+    stop_workers();
+    reference_close();
+    reference_open_kv(TD_F8E4M3);
+    for (uint32_t i = 0; i < N_LENGTHS; i++)
+        reference(&requests[i], 0, want[i][0]);
+    static const char *const ways[] = {"zmq", "shm"};
+    setenv("TANDEM_PREFILL_KV", "fp8", 1);
+    setenv("TANDEM_DECODE_KV", "fp8", 1);
+    for (size_t w = 0; w < TD_ARRAY_LEN(ways); w++) {
+        setenv("TANDEM_PREFILL_KV_TRANSPORT", ways[w], 1);
+        setenv("TANDEM_DECODE_KV_TRANSPORT", ways[w], 1);
+        start_decode(&cl, MODEL, kv, "200");
+        start_prefill(&cl, MODEL, "64", "200");
+        run_alone((uint8_t)(170 + w), ways[w]);
+        stop_workers();
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -328,8 +359,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    stop_worker(&cl, 0);
-    stop_worker(&cl, 1);
+    stop_workers();
     cluster_close(&cl);
     reference_close();
     return 0;
@@ -345,6 +375,7 @@ int main(void)
         cmocka_unit_test(test_recovery_of_choices),
         cmocka_unit_test(test_prompt_logprobs),
         cmocka_unit_test(test_prefill_alone),
+        cmocka_unit_test(test_fp8_rows), /* its workers are others */
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -9,8 +9,14 @@
 
 enum { PROMPT = 600, VOCAB = 256 }; /* past one split of 512 ranks */
 
-static void hash_of(const char *dir, const char *isa, td_dtype type, int act_i8, char *line,
-                    size_t size, const char *name)
+/* What a line is about, beside the model. */
+typedef struct setting {
+    const char *isa;
+    td_dtype type;
+    int act_i8, kv_fp8;
+} setting;
+
+static void hash_of(const char *dir, const setting *s0, char *line, size_t size, const char *name)
 {
     uint32_t ids[PROMPT];
     float logits[VOCAB];
@@ -18,9 +24,10 @@ static void hash_of(const char *dir, const char *isa, td_dtype type, int act_i8,
     char id[33], hex[33];
     td_hash h;
     test_engine t = test_open((test_setup){.dir = dir,
-                                           .isa = isa,
-                                           .type = type,
-                                           .act_i8 = act_i8,
+                                           .isa = s0->isa,
+                                           .type = s0->type,
+                                           .act_i8 = s0->act_i8,
+                                           .kv_fp8 = s0->kv_fp8,
                                            .threads = 1,
                                            .max_rows = PROMPT,
                                            .max_seqs = 1,
@@ -33,7 +40,7 @@ static void hash_of(const char *dir, const char *isa, td_dtype type, int act_i8,
         td_hash_add(&h, logits, sizeof logits);
     }
     td_hash_final(&h, sum);
-    snprintf(line, size, "%s %s %s %s", name, td_dtype_name(type),
+    snprintf(line, size, "%s %s %s %s", name, td_dtype_name(s0->type),
              td_hex(t.info->profile_id, 16, id), td_hex(sum, 16, hex));
     td_seq_free(s);
     test_close(&t);
@@ -53,11 +60,11 @@ static int listed(const char *line)
     return found;
 }
 
-static int missing_line(const char *isa, const char *name, td_dtype type, int act_i8)
+static int missing_line(const char *name, setting s)
 {
     char dir[512], line[256];
     snprintf(dir, sizeof dir, "%s/tests/goldens/models/%s", TD_SOURCE_DIR, name);
-    hash_of(dir, isa, type, act_i8, line, sizeof line, name);
+    hash_of(dir, &s, line, sizeof line, name);
     if (listed(line))
         return 0;
     printf("%s\n", line);
@@ -71,9 +78,11 @@ static int missing_lines(const char *isa)
     int missing = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         for (td_dtype type = TD_F32; type <= TD_BF16; type++)
-            missing += missing_line(isa, names[i], type, 0);
+            missing += missing_line(names[i], (setting){.isa = isa, .type = type});
     if (strcmp(isa, "ref") != 0) /* ref has no int8 */
-        missing += missing_line(isa, "glm-mxfp4-all", TD_BF16, 1);
+        missing += missing_line("glm-mxfp4-all", (setting){isa, TD_BF16, .act_i8 = 1});
+    missing += missing_line("glm-shared", (setting){isa, TD_BF16, .kv_fp8 = 1});
+    missing += missing_line("qwen3", (setting){isa, TD_BF16, .kv_fp8 = 1});
     return missing;
 }
 

@@ -190,11 +190,12 @@ static void random_operations_keep_the_books(void **state)
 }
 
 /* A layout as the architecture draws it: contiguous groups of at most 1 MiB, index keys for full
- * layers only. */
-static void layout_is_contiguous(void **state)
+ * layers only. FP8 rows: a byte an element, and f32 scales inside the layer's range. */
+static void layout_with(int kv_fp8, uint64_t row_bytes)
 {
     test_engine t = test_open((test_setup){.dir = TD_SOURCE_DIR "/tests/goldens/models/glm-shared",
                                            .type = TD_BF16,
+                                           .kv_fp8 = kv_fp8,
                                            .threads = 1,
                                            .max_rows = 4,
                                            .max_seqs = 1,
@@ -205,13 +206,21 @@ static void layout_is_contiguous(void **state)
         assert_int_equal(l->groups[i].offset, at);
         assert_true(l->groups[i].bytes <= 1 << 20);
         at += l->groups[i].bytes;
-        *(l->groups[i].kind == TD_KV_INDEX ? &index : &latent) += l->groups[i].n_layers;
+        int is_index = l->groups[i].kind == TD_KV_INDEX;
+        *(is_index ? &index : &latent) += l->groups[i].n_layers;
+        assert_int_equal(l->groups[i].scale_bytes, kv_fp8 && !is_index ? 64 * 2 * 4 : 0);
     }
     assert_int_equal(at, l->block_bytes);
     assert_int_equal(latent, 4);
     assert_int_equal(index, 2);
-    assert_int_equal(l->block_bytes, 64 * (4 * 40 + 2 * 16) * 2);
+    assert_int_equal(l->block_bytes, 64 * (4 * row_bytes + 2 * 16 * 2));
     test_close(&t);
+}
+
+static void layout_is_contiguous(void **state)
+{
+    layout_with(0, 40 * 2);
+    layout_with(1, 40 + 2 * 4);
 }
 
 int main(void)

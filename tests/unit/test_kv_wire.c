@@ -306,6 +306,18 @@ static void test_plan(void **state)
     td_run_frame(&g, 5, 2, &offset, &bytes);
     assert_true(offset == 1000 + 2 * 640 && bytes == 50);
     assert_int_equal(td_run_bytes(&g, 5), 150);
+
+    /* rows of FP8 travel with their scales, which lie behind all 64 rows of a layer */
+    td_kv_group f8 = {.n_layers = 3, .offset = 1000, .bytes = 3 * 64 * 10, .scale_bytes = 64 * 4};
+    assert_int_equal(td_run_frames(&f8, 64), 1);
+    td_run_frame(&f8, 64, 0, &offset, &bytes);
+    assert_true(offset == 1000 && bytes == 1920);
+    assert_int_equal(td_run_frames(&f8, 5), 6);
+    td_run_frame(&f8, 5, 4, &offset, &bytes);
+    assert_true(offset == 1000 + 2 * 640 && bytes == 5 * 6);
+    td_run_frame(&f8, 5, 5, &offset, &bytes);
+    assert_true(offset == 1000 + 2 * 640 + 64 * 6 && bytes == 5 * 4);
+    assert_int_equal(td_run_bytes(&f8, 5), 150);
 }
 
 int main(void)

@@ -252,9 +252,13 @@ static void ranks_and_words_that_are_not_supported_are_named(void **state)
     assert_int_equal(td_model_open(d, &o, &m, &err), -EINVAL);
     assert_non_null(strstr(err.text, "avx7"));
     o.isa = "ref";
-    o.kv = TD_F8E4M3;
+    o.kv = TD_F16;
     assert_int_equal(td_model_open(d, &o, &m, &err), -EINVAL);
-    assert_non_null(strstr(err.text, "kv"));
+    assert_non_null(strstr(err.text, "--kv f16"));
+    o.kv = TD_BF16;
+    o.index = TD_F8E4M3;
+    assert_int_equal(td_model_open(d, &o, &m, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "--index fp8"));
 }
 
 static void the_model_hash_covers_every_byte(void **state)
