@@ -200,16 +200,6 @@ typedef struct work {
     _Atomic int bad; /* a value that is not finite, or out of memory */
 } work;
 
-static float f16_value(uint16_t h)
-{
-    int e = h >> 10 & 31;
-    float m = (float)(h & 1023u);
-    float v = e ? ldexpf(1024.0f + m, e - 25) : ldexpf(m, -24);
-    if (e == 31)
-        v = NAN;
-    return h & 0x8000u ? -v : v;
-}
-
 static void load_row(const td_st_tensor *t, uint64_t row, float *x)
 {
     uint64_t k = t->shape[1];
@@ -225,7 +215,7 @@ static void load_row(const td_st_tensor *t, uint64_t row, float *x)
         if (t->dtype == TD_BF16)
             memcpy(&x[i], &u, 4);
         else
-            x[i] = f16_value(h);
+            x[i] = td_f16_to_f32(h);
     }
 }
 

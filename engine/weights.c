@@ -408,33 +408,59 @@ static td_tensor *vector(binder *b, const char *name, uint32_t n)
     return w;
 }
 
-/* The values of a quantised matrix [n][k]; heap. */
+/* The values of a quantised matrix [n][k]. */
+typedef struct decode_job {
+    const source *s;
+    float *out;
+    uint32_t n, k;
+} decode_job;
+
+static void decode_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    const decode_job *j = arg;
+    uint32_t n0 = item * FILL_ROWS, n1 = j->n - n0 < FILL_ROWS ? j->n : n0 + FILL_ROWS;
+    for (uint32_t n = n0; n < n1; n++)
+        (j->s->format == TD_W_FP8 ? td_fp8_decode_row : td_mx_decode_row)(
+            j->s->t->data + (size_t)n * j->s->t->shape[1], j->s->scale->data, n, j->k, 1,
+            j->out + (size_t)n * j->k);
+}
+
+/* Heap. */
 static float *decoded(binder *b, const source *s, uint32_t n, uint32_t k)
 {
-    float *out = malloc((size_t)n * k * sizeof *out);
-    if (!out) {
+    decode_job j = {.s = s, .out = malloc((size_t)n * k * sizeof(float)), .n = n, .k = k};
+    if (!j.out) {
         fail(b, -ENOMEM, "out of memory for weights");
         return NULL;
     }
-    size_t blocks = (k + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
-    for (uint32_t i = 0; i < n; i++) {
-        float *row = out + (size_t)i * k;
-        const uint8_t *codes = s->t->data + (size_t)i * s->t->shape[1];
-        for (uint32_t g = 0; s->format == TD_W_MXFP4 && g < k / TD_MX_GROUP; g++)
-            td_mx_decode(codes + (size_t)g * (TD_MX_GROUP / 2),
-                         s->scale->data[(size_t)i * (k / TD_MX_GROUP) + g],
-                         row + (size_t)g * TD_MX_GROUP);
-        for (uint32_t j = 0; s->format == TD_W_FP8 && j < k; j++) {
-            float scale;
-            memcpy(&scale, s->scale->data + (i / TD_FP8_BLOCK * blocks + j / TD_FP8_BLOCK) * 4, 4);
-            row[j] = td_e4m3_to_f32(codes[j]) * scale;
-        }
-    }
-    return out;
+    td_pool_run(b->pool, decode_item, &j, (n + FILL_ROWS - 1) / FILL_ROWS);
+    return j.out;
 }
 
 /* Names of its halves in a packed model. */
 static const char UK[] = "self_attn.kv_b_proj.weight:uk", UV[] = "self_attn.kv_b_proj.weight:uv";
+
+/* Item 0 is the sum, the others are heads. */
+typedef struct kv_b_job {
+    const td_backend *be;
+    const td_config *c;
+    const td_layer *l;
+    td_weight_src uk, uv;
+    td_st_tensor *t;
+} kv_b_job;
+
+static void kv_b_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    const kv_b_job *j = arg;
+    if (item-- == 0) {
+        sum_up(j->t);
+        return;
+    }
+    j->be->weight_fill(j->l->w_uk, item, 0, j->c->kv_lora, &j->uk);
+    j->be->weight_fill(j->l->w_uv, item, 0, j->c->v_dims, &j->uv);
+}
 
 /* kv_b [H * (N + V)][C]: per head N rows of W_UK, then V rows of W_UV. Absorbed: q_lat = W_UK^T
  * q_nope, so W_UK is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. Heads do
@@ -476,9 +502,9 @@ static void kv_b(binder *b, td_layer *l)
                     : -ENOMEM;
         l->w_uv = own(b, l->w_uv, r);
     }
-    for (uint32_t h = 0; l->w_uv && h < c->n_heads; h++) {
-        be->weight_fill(l->w_uk, h, 0, c->kv_lora, &uk);
-        be->weight_fill(l->w_uv, h, 0, c->v_dims, &uv);
+    if (l->w_uv) {
+        kv_b_job j = {be, c, l, uk, uv, s.t};
+        td_pool_run(b->pool, kv_b_item, &j, 1 + c->n_heads);
     }
     free(values);
     save_matrix(b, UK, l->w_uk, s.format, c->n_heads, c->kv_lora, c->nope);

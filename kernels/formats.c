@@ -102,3 +102,38 @@ float td_fp8_scale(float amax)
 {
     return amax > 0.0f ? amax / (float)TD_E4M3_MAX : 1.0f;
 }
+
+void td_fp8_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uint32_t k,
+                       size_t stride, float *ret_x)
+{
+    size_t blocks = (k + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
+    const uint8_t *row = (const uint8_t *)scales + n / TD_FP8_BLOCK * blocks * sizeof(float);
+    for (uint32_t i = 0; i < k; i++) {
+        float scale;
+        memcpy(&scale, row + i / TD_FP8_BLOCK * sizeof scale, sizeof scale);
+        ret_x[i * stride] = td_e4m3_to_f32(codes[i]) * scale;
+    }
+}
+
+void td_mx_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uint32_t k,
+                      size_t stride, float *ret_x)
+{
+    uint32_t groups = k / TD_MX_GROUP;
+    const uint8_t *row = (const uint8_t *)scales + (size_t)n * groups;
+    float x[TD_MX_GROUP];
+    for (size_t g = 0; g < groups; g++) {
+        td_mx_decode(codes + g * (TD_MX_GROUP / 2), row[g], x);
+        for (size_t i = 0; i < TD_MX_GROUP; i++)
+            ret_x[(g * TD_MX_GROUP + i) * stride] = x[i];
+    }
+}
+
+float td_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31u, m = h & 1023u;
+    if (e == 0) {
+        float x = (float)m * 5.9604644775390625e-8f; /* 2^-24 */
+        return sign ? -x : x;
+    }
+    return float_of(sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13);
+}

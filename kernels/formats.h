@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Small floating-point formats of checkpoints and of the KV pool: OCP e4m3fn, e2m1, e8m0 and the MX
- * block of 32 (OCP Microscaling Formats 1.0; FP8: OCP 8-bit Floating Point 1.0). Decoding is exact.
- * Encoding rounds to nearest, ties to the even code, and saturates. Any thread. */
+/* Small floating-point formats of checkpoints and of the KV pool: f16, OCP e4m3fn, e2m1, e8m0 and
+ * the MX block of 32 (OCP Microscaling Formats 1.0; FP8: OCP 8-bit Floating Point 1.0). Decoding is
+ * exact. Encoding rounds to nearest, ties to the even code, and saturates. Any thread. */
 #ifndef TD_KERNELS_FORMATS_H
 #define TD_KERNELS_FORMATS_H
 
@@ -35,6 +35,16 @@ uint8_t td_mx_scale_even(const float x[TD_MX_GROUP]);
 /* 32 values to 16 bytes, the even element in the low nibble. */
 void td_mx_encode(const float x[TD_MX_GROUP], uint8_t scale, uint8_t ret_codes[TD_MX_GROUP / 2]);
 void td_mx_decode(const uint8_t codes[TD_MX_GROUP / 2], uint8_t scale, float ret_x[TD_MX_GROUP]);
+
+/* Row n of a quantised matrix [N][k] as checkpoints hold it (td_weight_format): codes are the
+ * row's, scales the whole matrix's, unaligned. Element i goes to ret_x[i * stride]. */
+void td_fp8_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uint32_t k,
+                       size_t stride, float *ret_x);
+void td_mx_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uint32_t k,
+                      size_t stride, float *ret_x);
+
+/* IEEE half precision; exact. */
+float td_f16_to_f32(uint16_t h);
 
 /* Scale of a block of e4m3 whose largest magnitude is amax: amax / 448, 1 for 0. */
 float td_fp8_scale(float amax);

@@ -5,11 +5,11 @@
  * MXFP4: eight k; byte j of an output's four has k = j below and k = 4 + j above.
  * Before a panel's codes stand its scales: FP8 [K/128][16] f32, MXFP4 [K/32][16] e8m0. Outputs past
  * n and k past K are zero. */
-#include <emmintrin.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <tmmintrin.h>
 
 #include "base/bug.h"
 #include "kernels/cpu/cpu.h"
@@ -195,17 +195,33 @@ static void fill_fp8(const cpu_tensor *w, uint8_t *panel, uint32_t lane, const t
     }
 }
 
+/* spread() of four words: their bytes hold elements 01 23 45 67 and shall hold 04 15 26 37. */
+static inline __m128i spread_4(__m128i x)
+{
+    const __m128i nibble = _mm_set1_epi8(15), half = _mm_set1_epi32(0xffff),
+                  order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    __m128i even = _mm_and_si128(x, nibble), odd = _mm_and_si128(_mm_srli_epi16(x, 4), nibble);
+    even = _mm_and_si128(_mm_or_si128(even, _mm_srli_epi32(even, 12)), half); /* 04 26 */
+    odd = _mm_or_si128(odd, _mm_srli_epi32(odd, 12));                         /* 15 37 */
+    return _mm_shuffle_epi8(_mm_or_si128(even, _mm_slli_epi32(odd, 16)), order);
+}
+
+static inline __m128i load_4(const uint8_t *p, int mxfp4)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)p);
+    return mxfp4 ? spread_4(x) : x;
+}
+
 /* 16 rows of words side by side: dst[j][16] = row[j]. */
-static void fill_16(uint8_t *dst, const uint8_t *src, size_t row_bytes, uint32_t words)
+static inline void fill_16(uint8_t *dst, const uint8_t *src, size_t row_bytes, uint32_t words,
+                           int mxfp4)
 {
     uint32_t j = 0;
     for (; j + 4 <= words; j += 4)
         for (uint32_t r = 0; r < LANES; r += 4) {
             const uint8_t *p = src + r * row_bytes + (size_t)j * 4;
-            __m128i a = _mm_loadu_si128((const __m128i *)p),
-                    b = _mm_loadu_si128((const __m128i *)(p + row_bytes)),
-                    c = _mm_loadu_si128((const __m128i *)(p + 2 * row_bytes)),
-                    d = _mm_loadu_si128((const __m128i *)(p + 3 * row_bytes));
+            __m128i a = load_4(p, mxfp4), b = load_4(p + row_bytes, mxfp4),
+                    c = load_4(p + 2 * row_bytes, mxfp4), d = load_4(p + 3 * row_bytes, mxfp4);
             __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d),
                     ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
             __m128i *to = (__m128i *)(dst + (size_t)j * 64 + r * 4ul);
@@ -215,23 +231,84 @@ static void fill_16(uint8_t *dst, const uint8_t *src, size_t row_bytes, uint32_t
             _mm_store_si128(to + 12, _mm_unpackhi_epi64(ab2, cd2));
         }
     for (; j < words; j++)
+        for (uint32_t r = 0; r < LANES; r++) {
+            uint32_t x;
+            memcpy(&x, src + r * row_bytes + (size_t)j * 4, 4);
+            x = mxfp4 ? spread(x) | spread(x >> 16) << 4 : x;
+            memcpy(dst + (size_t)j * 64 + r * 4ul, &x, 4);
+        }
+}
+
+/* Scales of 16 rows side by side: dst[g][16] = row[g]. */
+static void fill_mx_scales(uint8_t *dst, const uint8_t *src, uint32_t groups)
+{
+    for (uint32_t g = 0; g < groups; g++, dst += LANES)
         for (uint32_t r = 0; r < LANES; r++)
-            memcpy(dst + (size_t)j * 64 + r * 4ul, src + r * row_bytes + (size_t)j * 4, 4);
+            dst[r] = src[(size_t)r * groups + g];
+}
+
+/* The scale of a block of a row: NaN where a code is. */
+static float fp8_scale(const uint8_t *codes, uint32_t n, float scale)
+{
+    const __m128i nan = _mm_set1_epi8(0x7f);
+    __m128i seen = _mm_setzero_si128();
+    uint32_t i = 0;
+    int bad = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m128i x = _mm_and_si128(_mm_loadu_si128((const __m128i *)(codes + i)), nan);
+        seen = _mm_or_si128(seen, _mm_cmpeq_epi8(x, nan));
+    }
+    for (; i < n; i++)
+        bad |= (codes[i] & 0x7f) == 0x7f;
+    return bad || _mm_movemask_epi8(seen) ? NAN : scale;
+}
+
+/* Block scales of 16 rows, all of one block row: n is the first of them within the slab. */
+static void fill_fp8_scales(uint8_t *panel, const td_weight_src *s, const uint8_t *codes,
+                            uint32_t n, uint32_t k)
+{
+    uint32_t blocks = (k + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
+    const uint8_t *scales =
+        (const uint8_t *)s->scales + (size_t)(n / TD_FP8_BLOCK) * blocks * sizeof(float);
+    for (uint32_t b = 0; b < blocks; b++) {
+        uint32_t k0 = b * TD_FP8_BLOCK, width = k - k0 < TD_FP8_BLOCK ? k - k0 : TD_FP8_BLOCK;
+        float scale, out[LANES];
+        memcpy(&scale, scales + b * sizeof scale, sizeof scale);
+        for (uint32_t r = 0; r < LANES; r++)
+            out[r] = fp8_scale(codes + r * s->n_stride + k0, width, scale);
+        memcpy(panel + b * sizeof out, out, sizeof out);
+    }
+}
+
+/* The panel of rows n..n+15; src is the first one's elements. */
+static void fill_panel(const cpu_tensor *w, uint8_t *panel, uint32_t n, const td_weight_src *s,
+                       const uint8_t *src)
+{
+    uint32_t k = w->v.k, groups = k / TD_MX_GROUP;
+    size_t row_bytes = s->n_stride * td_dtype_bytes(s->dtype);
+    if (w->v.format == TD_W_MXFP4) {
+        fill_mx_scales(panel, (const uint8_t *)s->scales + (size_t)n * groups, groups);
+        fill_16(panel + w->codes_at, src, row_bytes, k / 8, 1);
+        return;
+    }
+    if (w->v.format == TD_W_FP8)
+        fill_fp8_scales(panel, s, src, n, k);
+    fill_16(panel + w->codes_at, src, row_bytes, (uint32_t)(k * td_dtype_bytes(s->dtype) / 4), 0);
 }
 
 /* Whole panels of rows that lie as wide as they are go in words; returns rows done. */
 static uint32_t fill_panels(cpu_tensor *w, uint8_t *slab, uint32_t n0, uint32_t n_rows,
                             const td_weight_src *s, size_t at)
 {
+    static const td_dtype as_it_is[TD_WEIGHT_FORMATS] = {
+        [TD_W_F32] = TD_F32, [TD_W_BF16] = TD_BF16, [TD_W_FP8] = TD_F8E4M3, [TD_W_MXFP4] = TD_U8};
     size_t size = td_dtype_bytes(s->dtype);
-    uint32_t done = 0, per_word = s->dtype == TD_F32 ? 1 : 2;
-    if (n0 % LANES || s->k_stride != 1 || w->v.k % per_word ||
-        s->dtype != (w->v.format == TD_W_F32 ? TD_F32 : TD_BF16))
+    uint32_t done = 0;
+    if (n0 % LANES || s->k_stride != 1 || s->dtype != as_it_is[w->v.format] || w->v.k * size % 4)
         return 0;
     for (; done + LANES <= n_rows; done += LANES)
-        fill_16(slab + (n0 + done) / LANES * w->panel_bytes,
-                (const uint8_t *)s->base + (at + done * s->n_stride) * size, s->n_stride * size,
-                w->v.k / per_word);
+        fill_panel(w, slab + (n0 + done) / LANES * w->panel_bytes, n0 + done, s,
+                   (const uint8_t *)s->base + (at + done * s->n_stride) * size);
     return done;
 }
 
@@ -245,8 +322,7 @@ void td_cpu_weight_fill(td_tensor *tensor, uint32_t slab, uint32_t n0, uint32_t 
     TD_BUG_ON(w->v.format == TD_W_BF16 && src->dtype != TD_BF16);
     uint8_t *base = w->packed + (size_t)slab * w->v.n_panels * w->panel_bytes;
     size_t first = slab * src->slab_stride;
-    for (uint32_t i = quantised ? 0 : fill_panels(w, base, n0, n_rows, src, first); i < n_rows;
-         i++) {
+    for (uint32_t i = fill_panels(w, base, n0, n_rows, src, first); i < n_rows; i++) {
         uint32_t n = n0 + i, lane = n % LANES;
         uint8_t *panel = base + n / LANES * w->panel_bytes;
         size_t at = first + i * src->n_stride;

@@ -85,6 +85,39 @@ static void e8m0_is_a_power_of_two(void **state)
     assert_true(isnan(td_e8m0_to_f32(TD_E8M0_NAN)));
 }
 
+static void f16_is_its_definition(void **state)
+{
+    for (unsigned h = 0; h < 0x10000; h++) {
+        int e = (int)(h >> 10 & 31);
+        float m = (float)(h & 1023u), want = e ? ldexpf(1024.0f + m, e - 25) : ldexpf(m, -24);
+        float got = td_f16_to_f32((uint16_t)h);
+        assert_int_equal(!!signbit(got), h >> 15);
+        if (e == 31)
+            assert_true((h & 1023u) != 0 ? isnan(got) : isinf(got));
+        else
+            assert_true(fabsf(got) == want);
+    }
+}
+
+/* Row 130 lies in the second row of blocks, its last block is ragged. */
+static void rows_take_their_own_scales(void **state)
+{
+    enum { K = 160, N = 130 };
+    uint8_t codes[K], mx[K / 2], mx_scales[N + 1][K / TD_MX_GROUP];
+    float scales[2][2] = {{0, 0}, {0.5f, 4.0f}}, x[2 * K];
+    memset(codes, 0x38, sizeof codes); /* 1 */
+    td_fp8_decode_row(codes, scales, N, K, 2, x);
+    for (size_t i = 0; i < K; i++)
+        assert_true(x[2 * i] == (i < 128 ? 0.5f : 4.0f));
+    memset(mx, 0x42, sizeof mx); /* 1 and 2 */
+    memset(mx_scales, 0, sizeof mx_scales);
+    for (size_t g = 0; g < K / TD_MX_GROUP; g++)
+        mx_scales[N][g] = (uint8_t)(127 + g);
+    td_mx_decode_row(mx, mx_scales, N, K, 1, x);
+    for (size_t i = 0; i < K; i++)
+        assert_true(x[i] == ldexpf(i % 2 ? 2.0f : 1.0f, (int)(i / TD_MX_GROUP)));
+}
+
 static int load(void **state)
 {
     td_err err = {0};
@@ -104,6 +137,8 @@ int main(void)
         cmocka_unit_test(e4m3_saturates_and_keeps_nan),
         cmocka_unit_test(mx_groups_are_what_quark_says),
         cmocka_unit_test(e8m0_is_a_power_of_two),
+        cmocka_unit_test(f16_is_its_definition),
+        cmocka_unit_test(rows_take_their_own_scales),
     };
     return cmocka_run_group_tests(tests, load, unload);
 }
