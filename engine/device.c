@@ -118,6 +118,11 @@ int td_device_is_fallback(const td_device *d)
     return d->fallback;
 }
 
+const char *td_device_error(const td_device *d)
+{
+    return d->gpu ? d->gpu->error : "";
+}
+
 void td_device_close(td_device *d)
 {
     if (!d)

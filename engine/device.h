@@ -30,6 +30,8 @@ const td_backend *td_device_backend(const td_device *d);
 const char *td_device_text(const td_device *d);
 /* auto took the CPU although there is a GPU. */
 int td_device_is_fallback(const td_device *d);
+/* The driver's last complaint, for people; "" = none. */
+const char *td_device_error(const td_device *d);
 /* After every model and engine on it. */
 void td_device_close(td_device *d);
 

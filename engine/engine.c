@@ -221,6 +221,7 @@ void td_engine_free(td_engine *e)
     TD_BUG_ON(e->n_seqs_open != 0);
     for (size_t i = 0; e->mem && i < MEM_MAX && e->mem[i]; i++)
         e->be->mem_free(e->queue, e->mem[i]);
+    td_graphs_free(e);
     td_kv_pool_free(e->pool);
     if (e->queue)
         e->be->close(e->queue);

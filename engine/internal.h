@@ -63,6 +63,8 @@ typedef struct td_buffers {
     float *logits;
 } td_buffers;
 
+enum { TD_GRAPH_ROWS = 9, TD_GRAPH_CONTEXTS = 32, TD_GRAPH_CONTEXT_LEAST = 64 }; /* 1 to 256 rows */
+
 struct td_engine {
     td_model *model;
     const td_backend *be;
@@ -84,6 +86,8 @@ struct td_engine {
     void *sample_scratch; /* one per thread */
     size_t sample_scratch_bytes;
     const td_probe *probe;
+    /* decode steps, recorded by the powers of two that hold their rows and contexts */
+    void *graphs[TD_GRAPH_ROWS][TD_GRAPH_CONTEXTS];
 };
 
 struct td_seq {
@@ -120,6 +124,12 @@ void td_qwen3_forward(td_engine *e);
 void td_row_parallel(td_engine *e, const float *a, uint32_t k, const td_tensor *w);
 /* SwiGLU: buf.h -> buf.delta. */
 void td_dense_mlp(td_engine *e, const td_layer *l);
+/* graph.c: forward pass and logits of a step that is laid out, all of whose n rows are single
+ * tokens whose logits are wanted. 1 done, 0 not by a graph, negative errno. */
+int td_graph_step(td_engine *e, uint32_t n);
+void td_graphs_free(td_engine *e);
+/* step.c */
+void td_forward(td_engine *e);
 /* seq.c: rows of n more tokens are computed; index the blocks that became full. */
 void td_seq_advance(td_seq *s, size_t n);
 /* sampler.c: fill a row whose edits live in scratch (td_sampler_scratch_bytes). */

@@ -25,7 +25,7 @@ typedef struct block {
     uint32_t refs;
     uint32_t prev, next;   /* LRU list when cached; next links the free stack when free */
     uint32_t chain;        /* next block of the hash bucket */
-    uint32_t staged, slot; /* how often; where, when it is */
+    uint32_t staged, slot; /* how often; where, NONE when it is not: what the mover reads */
     uint64_t exported;     /* mark; 0: not since it was staged */
     uint8_t indexed;
     uint8_t hash[HASH_BYTES];
@@ -157,6 +157,7 @@ int td_kv_pool_open_at(const td_kv_layout *layout, uint32_t n_blocks, const td_k
     }
     memset(p->buckets, 0xff, p->n_buckets * sizeof *p->buckets);
     for (uint32_t b = n_blocks; b-- > 0;) {
+        p->blocks[b].slot = NONE;
         p->blocks[b].next = p->free_head;
         p->free_head = b;
         poison(p, b);
@@ -217,7 +218,7 @@ uint8_t *td_kv_data(const td_kv_pool *p, td_block b)
 {
     if (!p->transfer)
         return td_kv_at(p, b);
-    TD_BUG_ON(b >= p->n_blocks || !p->blocks[b].staged);
+    TD_BUG_ON(b >= p->n_blocks || p->blocks[b].slot == NONE);
     return p->staging + (uint64_t)p->blocks[b].slot * p->layout.block_bytes;
 }
 
@@ -416,8 +417,10 @@ void td_kv_unstage(td_kv_pool *p, const td_block *blocks, uint32_t n)
     for (uint32_t i = 0; p->transfer && i < n; i++) {
         block *k = &p->blocks[blocks[i]];
         TD_BUG_ON(k->staged == 0);
-        if (--k->staged == 0)
-            p->slots[p->n_slots++] = k->slot;
+        if (--k->staged)
+            continue;
+        p->slots[p->n_slots++] = k->slot;
+        k->slot = NONE;
     }
 }
 

@@ -150,19 +150,11 @@ static void draw(draws *d, const td_seq *s, const float *logits, uint32_t choice
         flush_draws(d);
 }
 
-/* The last row of every item that samples or wants logits. */
-static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
-                     td_sample *ret_samples)
+/* Logits of the items that sample or want them lie in e->buf.logits, in item order. */
+static int draw_all(td_engine *e, const td_step_item *items, uint32_t n_items,
+                    td_sample *ret_samples)
 {
-    uint32_t n = 0, row = 0, vocab = e->model->config.vocab;
-    for (uint32_t i = 0; i < n_items; i++) {
-        row += items[i].n_tokens;
-        if (items[i].n_samples || items[i].want_logits)
-            e->logit_rows[n++] = row - 1;
-    }
-    int r = n ? run_logits(e, n) : 0;
-    if (r < 0)
-        return r;
+    uint32_t vocab = e->model->config.vocab;
     draws d = {.e = e};
     const float *logits = e->buf.logits;
     for (uint32_t i = 0; i < n_items; i++) {
@@ -177,14 +169,58 @@ static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
     }
     if (d.n)
         flush_draws(&d);
-    return 0;
+    return e->be->transfer ? e->be->finish(e->queue) : 0; /* a device may have failed since */
+}
+
+/* The last row of every item that samples or wants logits. */
+static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
+                     td_sample *ret_samples)
+{
+    uint32_t n = 0, row = 0;
+    for (uint32_t i = 0; i < n_items; i++) {
+        row += items[i].n_tokens;
+        if (items[i].n_samples || items[i].want_logits)
+            e->logit_rows[n++] = row - 1;
+    }
+    int r = n ? run_logits(e, n) : 0;
+    return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
+}
+
+void td_forward(td_engine *e)
+{
+    (e->model->config.arch == TD_ARCH_GLM_MOE_DSA ? td_glm_moe_dsa_forward : td_qwen3_forward)(e);
+}
+
+/* Does every item compute one token and want its logits, once? */
+static int is_decode(const td_step_item *items, uint32_t n_items)
+{
+    for (uint32_t i = 0; i < n_items; i++)
+        if (items[i].n_tokens != 1 || (!items[i].n_samples && !items[i].want_logits) ||
+            items[i].ret_prompt_lp || items[i].visit)
+            return 0;
+    return 1;
+}
+
+/* A decode step by its graph, up to its logits. As td_graph_step(). */
+static int run_graph(td_engine *e, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        e->logit_rows[i] = i;
+    e->step.n_logits = n;
+    upload(e, e->dev_logit_rows, e->logit_rows, n);
+    int r = td_graph_step(e, n);
+    int f = r ? e->be->finish(e->queue) : 0;
+    return r < 0 ? r : f < 0 ? f : r;
 }
 
 static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sample *ret_samples)
 {
     lay_out(e, items, n_items);
-    (e->model->config.arch == TD_ARCH_GLM_MOE_DSA ? td_glm_moe_dsa_forward : td_qwen3_forward)(e);
-    int r = e->be->finish(e->queue);
+    int r = e->be->capture && is_decode(items, n_items) ? run_graph(e, n_items) : 0;
+    if (r != 0)
+        return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
+    td_forward(e);
+    r = e->be->finish(e->queue);
     for (uint32_t i = 0, row = 0; r >= 0 && i < n_items; row += items[i++].n_tokens)
         if (items[i].ret_prompt_lp || items[i].visit)
             r = every_row(e, &items[i], row);

@@ -249,6 +249,20 @@ typedef struct td_transfer_ops {
     int (*wait)(td_queue *q);
 } td_transfer_ops;
 
+/* What a backend adds that can record the ops of a step once and run them again on other steps,
+ * without a call for each. Recorded ops see a step that tells the most that later ones may have
+ * (n_rows, n_seqs, n_logits, max_context); they read what a step really has when they run. */
+typedef struct td_capture_ops {
+    /* Ops are not run until end(): first a pass with dry set, which finds room for them, then the
+     * same ops again, which are recorded. 0, negative errno. */
+    int (*begin)(td_queue *q, int dry);
+    /* ret_graph: NULL for a dry pass. The first error of an op, and nothing is kept. */
+    int (*end)(td_queue *q, void **ret_graph);
+    /* -ESTALE: an op has moved the room since; record again. */
+    int (*replay)(td_queue *q, const td_step *s, void *graph);
+    void (*free)(td_queue *q, void *graph);
+} td_capture_ops;
+
 typedef struct td_backend {
     const char *name, *isa;
     int act_i8;      /* heeds td_backend_options.act_i8; others ignore it */
@@ -311,6 +325,7 @@ typedef struct td_backend {
     void (*sample)(td_queue *q, struct td_sample_row *rows, uint32_t n);
     /* NULL: backend memory is host memory, and whoever is on this host may read and write it. */
     const td_transfer_ops *transfer;
+    const td_capture_ops *capture; /* NULL: ops are calls, and cost as little */
 } td_backend;
 
 /* Floats of td_moe.act for n_rows rows. */

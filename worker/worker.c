@@ -27,8 +27,10 @@ static void on_idle(void *arg)
 static void on_dead(void *arg)
 {
     td_worker *w = arg;
+    const char *device = td_device_error(w->device);
     td_log(TD_LOG_ERROR, "engine_dead",
-           "why=\"steps fail one after another; the supervisor starts a new process\"");
+           "why=\"steps fail one after another%s%s; the supervisor starts a new process\"",
+           *device ? ": " : "", device);
     w->status = 1;
     td_loop_stop(w->loop);
 }

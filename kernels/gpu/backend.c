@@ -27,7 +27,7 @@ static struct device {
     range owned[ALLOCATIONS_MAX]; /* device memory that copy() must tell from the host's */
     td_gpu_plan plan;
     td_tune_chooser *chooser; /* NULL, or borrowed */
-    int load_error; /* of a weight's upload, negative errno */
+    int load_error;           /* of a weight's upload, negative errno */
     char load_text[300];
     td_backend table;
 } device;
@@ -89,7 +89,7 @@ int td_gpu_pool_type(td_queue *q, td_dtype t)
 
 const td_step *td_gpu_step(td_queue *q, const td_step *s)
 {
-    if (memcmp(&q->step, s, sizeof *s) != 0) {
+    if (q->mode == TD_GPU_RUN && memcmp(&q->step, s, sizeof *s) != 0) {
         td_gpu *g = td_gpu_device();
         memcpy(&q->step, s, sizeof *s);
         int r = g->ops->upload(g, q->stream, q->dev_step, &q->step, sizeof q->step);
@@ -103,7 +103,7 @@ void td_gpu_launch(td_queue *q, kernel_id k, uint64_t blocks, size_t lds_bytes, 
                    size_t args_bytes)
 {
     td_gpu *g = td_gpu_device();
-    if (q->error || blocks == 0)
+    if (q->error || blocks == 0 || q->mode == TD_GPU_DRY)
         return;
     if (blocks > INT32_MAX || lds_bytes > g->lds_bytes) {
         td_gpu_fail(q, -E2BIG);
@@ -120,6 +120,11 @@ void *td_gpu_scratch(td_queue *q, scratch *s, size_t bytes)
     td_gpu *g = td_gpu_device();
     if (bytes <= s->bytes)
         return s->p;
+    if (q->mode == TD_GPU_RECORD) { /* the dry pass has asked for less */
+        td_gpu_fail(q, -EFAULT);
+        return NULL;
+    }
+    q->moves += s != &q->draws;        /* which no recorded op uses */
     g->ops->stream_wait(g, q->stream); /* what is queued may still read the old one */
     g->ops->mem_free(g, s->p);
     s->p = g->ops->mem_alloc(g, bytes);
@@ -273,6 +278,7 @@ static const td_backend ops = {
     .logits = td_gpu_logits,
     .sample = td_gpu_sample,
     .transfer = &td_gpu_transfer,
+    .capture = &td_gpu_capture,
 };
 
 int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_backend,

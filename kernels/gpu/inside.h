@@ -37,6 +37,8 @@ struct td_queue {
     int *dev_error;
     int error; /* first failure of the host's side, negative errno */
     scratch attend, scores, lists, experts, draws;
+    uint64_t moves; /* of scratches: recorded launches hold their addresses */
+    enum { TD_GPU_RUN, TD_GPU_DRY, TD_GPU_RECORD } mode;
     /* transfer.c */
     void *copy_stream, *ops_end;
     int in_group; /* the copy stream waits for the ops already */
@@ -52,7 +54,8 @@ td_gpu_plan td_gpu_plan_for(td_tune_key *k);
 void td_gpu_fail(td_queue *q, int code);
 /* Filling a weight cannot fail by its signature: the next queue does not open instead. */
 void td_gpu_load_failed(int code);
-/* dev_step equals *s for what is queued from now on. Returns its address. */
+/* dev_step equals *s for what is queued from now on, unless launches are recorded. Returns its
+ * address. */
 const td_step *td_gpu_step(td_queue *q, const td_step *s);
 void td_gpu_launch(td_queue *q, kernel_id k, uint64_t blocks, size_t lds_bytes, const void *args,
                    size_t args_bytes);
@@ -78,6 +81,9 @@ static inline td_k_matrix td_gpu_matrix(const td_tensor *w)
 extern const td_transfer_ops td_gpu_transfer;
 int td_gpu_transfer_open(td_queue *q);
 void td_gpu_transfer_close(td_queue *q); /* waits for copies under way */
+
+/* capture.c */
+extern const td_capture_ops td_gpu_capture;
 
 /* weights.c */
 int td_gpu_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,

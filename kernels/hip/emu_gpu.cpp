@@ -74,6 +74,7 @@ struct emu_gpu {
     const td_emu_kernel *kernels;
     uint32_t order;
     bool guarded, deferred;
+    uint64_t n_graphs;         /* launched */
     allocation *memory, *host; /* host: page-locked */
 };
 
@@ -351,9 +352,10 @@ int launch(td_gpu *g, void *s, void *k, td_gpu_dim dim, const void *args, size_t
     return add(g, s, &n);
 }
 
-int graph_begin(td_gpu *, void *s)
+int graph_begin(td_gpu *g, void *s)
 {
     stream *st = static_cast<stream *>(s);
+    stream_wait(g, s); /* what is queued is no part of it */
     st->capturing = true;
     st->first = st->last = nullptr;
     return 0;
@@ -371,6 +373,7 @@ int graph_end(td_gpu *, void *s, void **ret_graph)
 int graph_launch(td_gpu *g, void *s, void *graph)
 {
     int r = 0;
+    of(g)->n_graphs++;
     for (const node *n = static_cast<node *>(graph); n && r == 0; n = n->next)
         r = add(g, s, n);
     return r;
@@ -439,6 +442,11 @@ extern "C" td_gpu *td_emu_gpu_new(uint32_t wave, uint32_t order)
 extern "C" void td_emu_gpu_guard(td_gpu *g)
 {
     of(g)->guarded = true;
+}
+
+extern "C" uint64_t td_emu_gpu_graphs(td_gpu *g)
+{
+    return of(g)->n_graphs;
 }
 
 extern "C" void td_emu_gpu_defer(td_gpu *g)

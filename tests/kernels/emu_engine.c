@@ -200,6 +200,79 @@ static void rows_are_seen_from_the_host(void **state)
     test_close(&t);
 }
 
+enum { TOGETHER = 3 };
+
+static void open_three(test_engine *t, td_seq **s)
+{
+    *t = test_open((test_setup){.dir = models[1],
+                                .backend = under,
+                                .type = TD_BF16,
+                                .threads = 1,
+                                .max_rows = 64,
+                                .max_seqs = 4,
+                                .n_blocks = 8});
+    for (uint32_t i = 0; i < TOGETHER; i++) {
+        uint32_t ids[PROMPT], n = 5 + 17 * i;
+        test_random_ids(i, t->info->vocab_size, ids, n);
+        s[i] = test_seq(t, ids, n, n, (td_sampling){.temperature = 1.0f, .seed = i}, STEPS + 1);
+    }
+}
+
+/* One decode step of the sequences [at, at + n). */
+static void decode(test_engine *t, td_seq **s, uint32_t at, uint32_t n, float logits[][VOCAB])
+{
+    td_step_item items[TOGETHER];
+    td_sample drawn[TOGETHER];
+    for (uint32_t i = 0; i < n; i++) {
+        size_t n_ids;
+        td_seq_ids(s[at + i], &n_ids);
+        assert_int_equal(td_seq_reserve(s[at + i], n_ids), 0);
+        items[i] = (td_step_item){.seq = s[at + i],
+                                  .n_tokens = 1,
+                                  .n_samples = 1,
+                                  .want_logits = 1,
+                                  .ret_logits = logits[at + i]};
+    }
+    assert_int_equal(td_engine_step(t->engine, items, n, drawn), 0);
+    for (uint32_t i = 0; i < n; i++)
+        td_seq_append(s[at + i], drawn[i].id);
+}
+
+/* A decode step is a graph, also of fewer rows than its class has; one that was recorded stays
+ * right when a prompt makes the scratches move. */
+static void decode_steps_are_graphs(void **state)
+{
+    static float alone[STEPS][TOGETHER][VOCAB], together[STEPS][TOGETHER][VOCAB];
+    test_engine t;
+    td_seq *s[TOGETHER];
+    for (int way = 0; way < 2; way++) {
+        uint64_t before = td_emu_gpu_graphs(emulated);
+        open_three(&t, s);
+        for (uint32_t i = 0; i < TOGETHER; i++)
+            td_seq_append(s[i], test_prefill(&t, s[i], way ? 64 : 3, NULL));
+        for (int k = 0; k < STEPS - 1; k++) {
+            for (uint32_t i = 0; way == 0 && i < TOGETHER; i++)
+                decode(&t, s, i, 1, alone[k]);
+            if (way == 1)
+                decode(&t, s, 0, TOGETHER, together[k]);
+            if (k == 0) { /* more rows than any step had */
+                uint32_t ids[60];
+                test_random_ids(9, t.info->vocab_size, ids, 60);
+                td_seq *more = test_seq(&t, ids, 60, 60, (td_sampling){0}, 1);
+                test_prefill(&t, more, 60, NULL);
+                td_seq_free(more);
+            }
+        }
+        for (uint32_t i = 0; i < TOGETHER; i++)
+            td_seq_free(s[i]);
+        test_close(&t);
+        /* some prompts end in a chunk of one row: that is a decode step too */
+        assert_true(td_emu_gpu_graphs(emulated) - before >=
+                    (STEPS - 1) * (way ? 1 : (uint64_t)TOGETHER));
+    }
+    assert_memory_equal(together, alone, sizeof alone);
+}
+
 /* Staged blocks are counted, and what is staged twice is copied once. */
 static void staging_is_bounded(void **state)
 {
@@ -257,6 +330,7 @@ int main(void)
         cmocka_unit_test(cuts_splits_and_lane_orders_keep_every_byte),
         cmocka_unit_test(its_profile_is_its_own),
         cmocka_unit_test(rows_are_seen_from_the_host),
+        cmocka_unit_test(decode_steps_are_graphs),
         cmocka_unit_test(staging_is_bounded),
         cmocka_unit_test(nothing_is_read_too_early),
     };
