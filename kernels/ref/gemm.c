@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels/math.h"
+#include "kernels/ref/int8.h"
 #include "kernels/ref/ref.h"
 
 #include "base/banned.h"
@@ -54,15 +55,15 @@ void td_ref_dot2(const float *a, const float *b, const float *panel, uint32_t k0
 }
 
 /* Rows i and, when there is one, i + 1 of the set; returns how many. */
-static uint32_t dot_pair(const ref_rows *r, uint32_t i, const float *panel, uint32_t k0,
-                         uint32_t k1, float *out)
+static uint32_t dot_pair(const td_queue *q, const ref_rows *r, uint32_t i, const td_tensor *w,
+                         uint32_t slab, uint32_t panel, uint32_t k0, uint32_t k1, float *out)
 {
     const float *a = r->a + ref_row(r, i) * r->stride;
     if (i + 1 == r->n) {
-        td_ref_dot1(a, panel, k0, k1, out);
+        td_ref_meet1(q, a, w, slab, panel, k0, k1, out);
         return 1;
     }
-    td_ref_dot2(a, r->a + ref_row(r, i + 1) * r->stride, panel, k0, k1, out);
+    td_ref_meet2(q, a, r->a + ref_row(r, i + 1) * r->stride, w, slab, panel, k0, k1, out);
     return 2;
 }
 
@@ -98,7 +99,7 @@ static void gemm_plain(const gemm_job *j, uint32_t head, uint32_t o, uint32_t pa
     float *out = g->out[o] + (size_t)head * g->out_head + (size_t)panel * LANES;
     for (uint32_t i = 0, n; i < rows->n; i += n) {
         _Alignas(16) float y[2 * LANES];
-        n = dot_pair(rows, i, ref_panel(w, head, panel), 0, w->k, y);
+        n = dot_pair(j->q, rows, i, w, head, panel, 0, w->k, y);
         for (uint32_t r = 0; r < n; r++)
             put(round, out + (size_t)ref_row(rows, i + r) * g->out_stride[o], y + r * LANES, lanes);
     }
@@ -111,8 +112,8 @@ static void gemm_silu(const gemm_job *j, uint32_t head, uint32_t panel, const re
     float *out = g->out[0] + (size_t)head * g->out_head + (size_t)panel * LANES;
     for (uint32_t i = 0, n; i < rows->n; i += n) {
         _Alignas(16) float y[2 * LANES], u[2 * LANES];
-        n = dot_pair(rows, i, ref_panel(g->w[0], head, panel), 0, g->w[0]->k, y);
-        dot_pair(rows, i, ref_panel(g->w[1], head, panel), 0, g->w[1]->k, u);
+        n = dot_pair(j->q, rows, i, g->w[0], head, panel, 0, g->w[0]->k, y);
+        dot_pair(j->q, rows, i, g->w[1], head, panel, 0, g->w[1]->k, u);
         td_silu_mul_n(y, u, y, (size_t)n * LANES);
         for (uint32_t r = 0; r < n; r++)
             put(j->q->o.act, out + (size_t)ref_row(rows, i + r) * g->out_stride[0], y + r * LANES,
@@ -128,7 +129,7 @@ static void gemm_partial(const gemm_job *j, uint32_t panel, const ref_rows *rows
     for (uint32_t i = 0; i < rows->n; i += 2)
         for (uint32_t s = 0; s < g->slices; s++) {
             _Alignas(16) float y[2 * LANES];
-            uint32_t n = dot_pair(rows, i, ref_panel(w, 0, panel), s * step, (s + 1) * step, y);
+            uint32_t n = dot_pair(j->q, rows, i, w, 0, panel, s * step, (s + 1) * step, y);
             float *out = g->out[0] + (size_t)s * j->n_rows * w->n + (size_t)panel * LANES;
             for (uint32_t r = 0; r < n; r++)
                 memcpy(out + (size_t)(i + r) * w->n, y + r * LANES, lanes * sizeof *y);
@@ -152,16 +153,18 @@ static void gemm_unit(const gemm_job *j, uint32_t head, uint32_t unit, const ref
     gemm_plain(j, head, o, unit, rows);
 }
 
-/* Two rows rounded into scratch, then every panel of the head: a is rounded once for each head. */
+/* Two rows rounded into scratch, then every panel of the head: a is rounded once for each head.
+ * What becomes int8 is rounded there alone. */
 static void gemm_round_head(const gemm_job *j, uint32_t head, float *scratch)
 {
     const td_gemm *g = j->g;
     uint32_t k = g->w[0]->k;
+    td_dtype round = ref_is_i8(j->q, g->w[0]) ? TD_F32 : j->q->o.act;
     for (uint32_t t = 0; t < j->n_rows; t += 2) {
         uint32_t n = t + 1 < j->n_rows ? 2 : 1;
         for (uint32_t r = 0; r < n; r++) {
             const float *a = g->a + (size_t)(t + r) * g->a_stride + (size_t)head * g->a_head;
-            put(j->q->o.act, scratch + (size_t)r * k, a, k);
+            put(round, scratch + (size_t)r * k, a, k);
         }
         /* the two rows are rows 0 and 1 of the scratch: move the outputs by t rows instead */
         ref_rows rows = {.a = scratch, .stride = k, .n = n};
@@ -219,7 +222,7 @@ static void logits_item(void *arg, uint32_t item, uint32_t thread)
         uint32_t lanes = lanes_of(w, p);
         for (uint32_t i = 0, n; i < j->rows.n; i += n) {
             _Alignas(16) float y[2 * LANES];
-            n = dot_pair(&j->rows, i, ref_panel(w, 0, p), 0, w->k, y);
+            n = dot_pair(j->q, &j->rows, i, w, 0, p, 0, w->k, y);
             for (uint32_t r = 0; r < n; r++) {
                 float *out = j->out + (size_t)(i + r) * w->n + (size_t)p * LANES;
                 memcpy(out, y + r * LANES, lanes * sizeof *y);

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels/math.h"
+#include "kernels/ref/int8.h"
 #include "kernels/ref/ref.h"
 
 #include "base/banned.h"
@@ -132,8 +133,8 @@ static void gate_up(const moe_job *j, const td_tensor *gate, const td_tensor *up
 {
     _Alignas(16) float g[LANES], u[LANES];
     const float *a = j->a->a + (size_t)t * gate->k;
-    td_ref_dot1(a, ref_panel(gate, slab, panel), 0, gate->k, g);
-    td_ref_dot1(a, ref_panel(up, slab, panel), 0, up->k, u);
+    td_ref_meet1(j->q, a, gate, slab, panel, 0, gate->k, g);
+    td_ref_meet1(j->q, a, up, slab, panel, 0, up->k, u);
     td_silu_mul_n(g, u, g, LANES);
     uint32_t lanes = gate->n - panel * LANES < LANES ? gate->n - panel * LANES : LANES;
     float *out = (float *)act_of(j, t, slot) + (size_t)panel * LANES;
@@ -147,8 +148,8 @@ static void gate_up_pair(const moe_job *j, const td_tensor *gate, const td_tenso
 {
     _Alignas(16) float g[2 * LANES], u[2 * LANES];
     const float *a = j->a->a + (size_t)t[0] * gate->k, *b = j->a->a + (size_t)t[1] * gate->k;
-    td_ref_dot2(a, b, ref_panel(gate, slab, panel), 0, gate->k, g);
-    td_ref_dot2(a, b, ref_panel(up, slab, panel), 0, up->k, u);
+    td_ref_meet2(j->q, a, b, gate, slab, panel, 0, gate->k, g);
+    td_ref_meet2(j->q, a, b, up, slab, panel, 0, up->k, u);
     td_silu_mul_n(g, u, g, 2 * LANES);
     uint32_t lanes = gate->n - panel * LANES < LANES ? gate->n - panel * LANES : LANES;
     for (uint32_t r = 0; r < 2; r++) {
@@ -204,14 +205,14 @@ static void down_row(const moe_job *j, uint32_t panel, uint32_t t)
         for (uint32_t k = 0; k < a->top_k; k++) {
             uint32_t e = a->experts[(size_t)t * a->top_k + k];
             float w = a->weights[(size_t)t * a->top_k + k];
-            td_ref_dot1(act_of(j, t, k), ref_panel(down, e, panel), k0, k1, y);
+            td_ref_meet1(j->q, act_of(j, t, k), down, e, panel, k0, k1, y);
             for (uint32_t l = 0; l < LANES; l++)
                 sum[l] = k ? sum[l] + w * y[l] : w * y[l];
         }
         if (a->shared_down) {
             k0 = s * (j->shared_inner / a->slices);
-            td_ref_dot1(act_of(j, t, a->top_k), ref_panel(a->shared_down, 0, panel), k0,
-                        k0 + j->shared_inner / a->slices, y);
+            td_ref_meet1(j->q, act_of(j, t, a->top_k), a->shared_down, 0, panel, k0,
+                         k0 + j->shared_inner / a->slices, y);
             for (uint32_t l = 0; l < LANES; l++)
                 sum[l] += y[l];
         }

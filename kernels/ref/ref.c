@@ -7,6 +7,7 @@
 
 #include "base/bug.h"
 #include "kernels/formats.h"
+#include "kernels/ref/int8.h"
 #include "kernels/sample.h"
 
 #include "base/banned.h"
@@ -129,7 +130,7 @@ static float element(const td_weight_src *s, size_t at)
 
 static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floats)
 {
-    td_tensor *w = zeroed(sizeof *w);
+    td_tensor *w = zeroed(sizeof(ref_mx));
     if (!w)
         return NULL;
     *w = (td_tensor){.slabs = slabs, .n = n, .k = k, .n_panels = (n + LANES - 1) / LANES};
@@ -140,6 +141,15 @@ static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floa
         return NULL;
     }
     return w;
+}
+
+static void ref_weight_free(td_tensor *w)
+{
+    if (!w)
+        return;
+    td_ref_mx_free((ref_mx *)w);
+    free(w->data);
+    free(w);
 }
 
 static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n, uint32_t k,
@@ -153,6 +163,10 @@ static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n,
     if (!w)
         return -ENOMEM;
     w->format = format;
+    if (format == TD_W_MXFP4 && td_ref_mx_alloc((ref_mx *)w) < 0) {
+        ref_weight_free(w);
+        return -ENOMEM;
+    }
     *ret_w = w;
     return 0;
 }
@@ -192,6 +206,9 @@ static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n
         size_t at = slab * src->slab_stride + (n - n0) * src->n_stride;
         if (quantised) {
             td_ref_decode_row(src, at, n, w->k, LANES, dst);
+            if (w->format == TD_W_MXFP4)
+                td_ref_mx_fill((ref_mx *)w, slab, n, (const uint8_t *)src->base + at,
+                               (const uint8_t *)src->scales + (size_t)n * (w->k / TD_MX_GROUP));
             continue;
         }
         for (uint32_t k = 0; k < w->k; k++)
@@ -208,14 +225,6 @@ static int ref_vector_new(uint32_t n, const td_weight_src *src, td_tensor **ret_
         w->data[i] = element(src, i * src->n_stride);
     *ret_w = w;
     return 0;
-}
-
-static void ref_weight_free(td_tensor *w)
-{
-    if (!w)
-        return;
-    free(w->data);
-    free(w);
 }
 
 static uint64_t ref_weight_bytes(const td_tensor *w)
@@ -236,6 +245,7 @@ void td_ref_sample(td_queue *q, struct td_sample_row *rows, uint32_t n)
 const td_backend td_backend_ref = {
     .name = "cpu",
     .isa = "ref",
+    .act_i8 = 1,
     .open = ref_open,
     .close = ref_close,
     .finish = td_ref_finish,
