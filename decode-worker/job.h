@@ -7,7 +7,9 @@
  * mover -> lane  settled, exactly one after a grant: delivered or released
  * lane -> loop   ticket, then committed, then steps that name the job, then end, exactly one
  *
- * Where the pool is on a device, delivered blocks enter it first (engine/kv.h).
+ * Where the pool is on a device, blocks enter it as they arrive (engine/kv.h): mover -> lane
+ * arrived, any number before settled; those of which the lane does not hear so enter when all are
+ * delivered.
  *
  * A local prefill has no grant: the lane computes what its blocks lack. Its ticket message says so.
  *
@@ -27,6 +29,7 @@ struct Tandem__V1__ReserveRequest;
 
 enum td_decode_msg {
     TD_DECODE_GRANT = TD_WORKER_OWN,
+    TD_DECODE_ARRIVED,
     TD_DECODE_SETTLED,
     TD_DECODE_TICKET,
     TD_DECODE_COMMITTED,
@@ -34,6 +37,14 @@ enum td_decode_msg {
 };
 
 typedef struct td_decode_job td_decode_job;
+
+/* Blocks of a grant that are whole; heap, freed by the lane. */
+typedef struct td_decode_arrived {
+    td_msg head;
+    td_decode_job *job;
+    uint32_t n;
+    td_block blocks[];
+} td_decode_arrived;
 
 /* One engine step's tokens; heap, freed by the loop. */
 typedef struct td_decode_token {
@@ -78,8 +89,9 @@ struct td_decode_job {
     int granted, running;
     int entering; /* delivered; its blocks are being copied to the device, until `mark` */
     uint64_t mark;
-    td_block *staged; /* [n_staged] */
-    uint32_t n_staged;
+    td_block *staged; /* [n_staged]; the first n_entered are on their way to the device */
+    uint32_t n_staged, n_entered;
+    int copying;           /* a copy was asked for */
     int prefilling;        /* here; running when that is done */
     uint32_t local_tokens; /* prefilled here; 0: by a prefill worker */
     uint64_t started_us, prefill_us;

@@ -76,7 +76,7 @@ static uint32_t n_waiting_blocks(const td_decode_job *j)
  * free. */
 static void end_entering(td_decode_lane *l, td_decode_job *j)
 {
-    if (!j->mark || !td_kv_copied(l->base.pool, j->mark))
+    if (j->base.code || !td_kv_copied(l->base.pool, j->mark))
         (void)td_kv_wait(l->base.pool); /* a device that failed copies no more */
     j->entering = j->granted = 0;
     j->running = 1;
@@ -312,14 +312,42 @@ static void adopt(td_decode_lane *l, td_decode_job *j)
         td_worker_lane_finish(&l->base, &j->base);
 }
 
-/* Verified rows go to the pool, beside the steps of others. */
-static void enter(td_decode_lane *l, td_decode_job *j)
+/* Staged blocks up to n go to the pool, beside the steps of others. */
+static void import(td_decode_lane *l, td_decode_job *j, uint32_t n)
 {
-    int r = td_kv_import(l->base.pool, j->staged, j->n_staged, &j->mark);
-    j->entering = 1;
-    l->n_entering++;
+    uint64_t mark;
+    int r = td_kv_import(l->base.pool, j->staged + j->n_entered, n - j->n_entered, &mark);
+    j->copying = 1;
+    j->n_entered = n;
+    j->mark = TD_MAX(j->mark, mark);
     if (r < 0)
         fail(l, j, TD_INTERNAL, TD_ERROR_INTERNAL, "the device did not take its KV blocks");
+}
+
+/* Whole, if not committed: nobody reads them yet. */
+static void arrived(td_decode_lane *l, const td_decode_arrived *a)
+{
+    td_decode_job *j = a->job;
+    uint32_t n = j->n_entered;
+    for (uint32_t i = 0; i < a->n; i++) {
+        uint32_t at = n; /* near: blocks come in their order */
+        while (at < j->n_staged && j->staged[at] != a->blocks[i])
+            at++;
+        TD_BUG_ON(at == j->n_staged);
+        td_block b = j->staged[at];
+        j->staged[at] = j->staged[n];
+        j->staged[n++] = b;
+    }
+    if (!j->base.code)
+        import(l, j, n);
+}
+
+/* All are verified. */
+static void enter(td_decode_lane *l, td_decode_job *j)
+{
+    j->entering = 1;
+    l->n_entering++;
+    import(l, j, j->n_staged);
 }
 
 static void entered(td_decode_lane *l, td_decode_job *j)
@@ -348,6 +376,8 @@ static void settled(td_decode_lane *l, td_decode_job *j)
         enter(l, j);
         return; /* seen before the next step */
     }
+    if (j->copying)
+        (void)td_kv_wait(l->base.pool);
     l->base.n_reserved -= n_waiting_blocks(j);
     j->granted = 0;
     j->running = 1;
@@ -363,8 +393,12 @@ static void settled(td_decode_lane *l, td_decode_job *j)
 
 static void from_mover(td_worker_lane *l, td_msg *m)
 {
-    if (m->kind == TD_DECODE_SETTLED)
+    if (m->kind == TD_DECODE_SETTLED) {
         settled((td_decode_lane *)l, ((td_worker_msg_of *)m)->job);
+    } else if (m->kind == TD_DECODE_ARRIVED) {
+        arrived((td_decode_lane *)l, (td_decode_arrived *)m);
+        free(m);
+    }
 }
 
 static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error error,

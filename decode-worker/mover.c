@@ -42,6 +42,19 @@ static void on_release(void *arg, void *user, uint32_t code, td_drop why)
     settle(arg, j);
 }
 
+/* Lost when memory or room is short: then they enter the device's pool later. */
+static void on_blocks(void *arg, void *user, const td_block *blocks, uint32_t n)
+{
+    td_decode_mover *m = arg;
+    td_decode_arrived *a = malloc(sizeof *a + n * sizeof *blocks);
+    if (!a)
+        return;
+    *a = (td_decode_arrived){.head = {TD_DECODE_ARRIVED}, .job = user, .n = n};
+    memcpy(a->blocks, blocks, n * sizeof *blocks);
+    if (td_ring_push(m->base.to_lane, a) < 0)
+        free(a);
+}
+
 /* The router has told the ticket before this thread came to read of it. */
 static void on_unknown(void *arg)
 {
@@ -113,6 +126,8 @@ int td_decode_mover_start(const td_decode_mover_config *config, td_decode_mover 
     receive.ops.on_deliver = on_deliver;
     receive.ops.on_release = on_release;
     receive.ops.on_unknown = on_unknown;
+    if (td_kv_pool_memfd(receive.pool) < 0)
+        receive.ops.on_blocks = on_blocks;
     receive.arg = m;
     m->is_private = td_link_kv_private(receive.link);
     int r = td_receive_open(&receive, &m->receive, reterr_err);

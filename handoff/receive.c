@@ -459,6 +459,20 @@ static void take_payload(td_receive *r, const grant *g, uint32_t n_parts, td_in_
         atomic_fetch_add_explicit(&r->stats.shm_bytes, e->bytes, memory_order_relaxed);
 }
 
+/* Which blocks did the segment at hand complete? */
+static void tell_blocks(td_receive *r, const grant *g)
+{
+    td_block whole[TD_SEGMENT_RUNS_MAX];
+    uint32_t n = 0, n_groups = g->t.n_groups;
+    for (uint32_t i = 0; i < r->segment.n_runs; i++) {
+        uint32_t b = r->segment.runs[i].block;
+        if (!memchr(g->t.seen + (size_t)b * n_groups, 0, n_groups))
+            whole[n++] = g->blocks[b];
+    }
+    if (n)
+        r->c.ops.on_blocks(r->c.arg, g->user, whole, n);
+}
+
 static void on_segment(td_receive *r, const td_bulk_peer *peer, uint32_t n_parts, uint64_t now_us)
 {
     size_t n;
@@ -483,6 +497,8 @@ static void on_segment(td_receive *r, const td_bulk_peer *peer, uint32_t n_parts
     if (a.copy) {
         take_payload(r, g, n_parts, &e);
         td_ticket_in_step(&g->t, &e, now_us, &a);
+        if (r->c.ops.on_blocks && !td_ticket_in_ended(&g->t))
+            tell_blocks(r, g);
     }
     act_frame(r, g, &a, NULL, peer, &r->segment.key);
 }

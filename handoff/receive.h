@@ -53,6 +53,9 @@ typedef struct td_receive_ops {
     /* A frame names a ticket that is not granted. Its sender may have been faster than our own
      * queue: grants that wait there are to be added now. NULL: there are none. */
     void (*on_unknown)(void *arg);
+    /* These blocks of a grant have all their rows and are not written any more; nobody may rely on
+     * them before on_deliver. Each once. NULL: nobody asks. */
+    void (*on_blocks)(void *arg, void *user, const td_block *blocks, uint32_t n);
 } td_receive_ops;
 
 /* Counters, readable from any thread. */

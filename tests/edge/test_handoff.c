@@ -41,15 +41,18 @@ typedef struct end {
     int delivered, released, done;
     uint32_t code, ids[4], push_code;
     td_drop why;
-    uint64_t now_us; /* added to the clock */
+    uint64_t now_us;  /* added to the clock */
+    uint32_t n_whole; /* blocks told of, less those of delivered tickets */
 } end;
 
+/* Before a ticket is delivered each of its blocks was told to be whole, once. */
 static void on_deliver(void *arg, void *user, const uint32_t *ids, uint32_t n,
                        const td_receive_figures *f)
 {
     end *e = arg;
     (void)user;
-    (void)f;
+    assert_true(e->n_whole >= f->blocks);
+    e->n_whole -= f->blocks;
     e->delivered++;
     memcpy(e->ids, ids, n * sizeof *ids);
 }
@@ -61,6 +64,16 @@ static void on_release(void *arg, void *user, uint32_t code, td_drop why)
     e->released++;
     e->code = code;
     e->why = why;
+}
+
+static void on_blocks(void *arg, void *user, const td_block *blocks, uint32_t n)
+{
+    end *e = arg;
+    (void)user;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = 0; k < i; k++)
+            assert_int_not_equal(blocks[i], blocks[k]);
+    e->n_whole += n;
 }
 
 static void on_done(void *arg, void *user, uint32_t code, const char *reason,
@@ -81,7 +94,7 @@ static void end_open(end *e, const char *endpoint)
     const td_model_info *info = td_model_get_info(model);
     td_receive_config rc = {.endpoint = endpoint,
                             .pool = td_engine_pool(engine[1]),
-                            .ops = {on_deliver, on_release},
+                            .ops = {on_deliver, on_release, NULL, on_blocks},
                             .arg = e};
     td_pusher_config pc = {.pool = td_engine_pool(engine[0]), .ops = {on_done}, .arg = e};
     memcpy(rc.model_hash, info->model_hash, 32);
