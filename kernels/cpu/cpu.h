@@ -45,18 +45,34 @@ enum { CPU_I8_WORDS = 10 }; /* of a group: 8 of int8, scale, -12 times the sum *
  * which starts at zero. */
 typedef struct cpu_tile {
     const uint8_t *w;      /* first panel, at the block's first k; 64-byte aligned */
-    const uint8_t *scales; /* FP8: 16 floats; MXFP4: 16 e8m0 a group; w_stride apart too */
+    const uint8_t *scales; /* FP8: 16 floats; MXFP4: 16 e8m0 a group */
     size_t w_stride;       /* bytes between panels */
+    size_t scale_stride;   /* bytes between panels' scales */
     size_t w_left;         /* bytes from w to the end of its panel */
     size_t ahead;          /* bytes of a panel that memory should be asked for in advance */
     const void *a;         /* the tile's rows side by side: [word][rows] */
-    uint32_t steps;        /* of this block: words of a row; MXFP4: groups; FP8: quads of k */
-    float *sum;            /* 64-byte aligned */
+    uint32_t a_rows; /* rows that lie side by side; more than the tile's where it takes some */
+    uint32_t steps;  /* of this block: words of a row; MXFP4: groups; FP8: quads of k */
+    float *sum;      /* 64-byte aligned */
     size_t sum_stride;
     int first;
 } cpu_tile;
 
 typedef void (*cpu_tile_fn)(const cpu_tile *t);
+
+/* A block of quantised weights, from `lines` times 64 bytes of each panel to words: f32 or BF16
+ * pairs of 16 outputs, or u8 quads, in the order in which rows have theirs. */
+typedef struct cpu_unpack {
+    const uint8_t *w;
+    size_t w_stride, w_left, ahead; /* as a tile's */
+    uint32_t panels, lines;
+    uint8_t *words; /* [word][panels] times 64 bytes, 64-byte aligned */
+} cpu_unpack;
+
+enum {
+    CPU_WORDS_PANEL = 8192,              /* bytes that a panel's words may take */
+    CPU_WORDS_MAX = 2 * CPU_WORDS_PANEL, /* two panels: half of a small first cache */
+};
 
 /* One row of add_norm. */
 typedef struct cpu_norm {
@@ -74,6 +90,12 @@ typedef struct cpu_kernels {
     uint32_t rows; /* of the largest tile */
     int dot_bf16;  /* has CPU_BF16 */
     cpu_tile_fn tile[CPU_PATHS][CPU_ROWS_MAX][4];
+    /* Many rows: unpack a block once, then tiles over its words, of one or two panels. From how
+     * many rows on; 0: this path has nothing to unpack. words_rows: of the largest of these tiles.
+     */
+    uint32_t words_from[CPU_PATHS], words_rows[CPU_PATHS];
+    void (*unpack[CPU_PATHS])(const cpu_unpack *u);
+    cpu_tile_fn words[CPU_PATHS][CPU_ROWS_MAX][2];
     /* n words of BF16 pairs from 2 n floats, to nearest even */
     void (*to_bf16)(const float *src, uint32_t *dst, size_t n_words);
     /* CPU_I8_WORDS of 32 floats */

@@ -12,14 +12,14 @@
 #include "base/banned.h"
 
 /* What one path knows of its words: how many elements and words make a unit that is packed at
- * once, bytes of a panel for each k (of 16 outputs), elements of a tile's step. */
+ * once, bytes of a panel for each k (of 16 outputs), elements of a tile's step, and of a word. */
 static const struct form {
-    uint32_t unit, unit_words, panel_bytes, step;
+    uint32_t unit, unit_words, panel_bytes, step, word;
 } forms[CPU_PATHS] = {
-    [CPU_F32] = {1, 1, 64, 1},       [CPU_BF16_F32] = {2, 2, 32, 1},
-    [CPU_BF16] = {2, 1, 32, 2},      [CPU_MX_F32] = {32, 32, 8, 32},
-    [CPU_MX_BF16] = {32, 16, 8, 32}, [CPU_MX_I8] = {32, CPU_I8_WORDS, 8, 32},
-    [CPU_FP8_F32] = {4, 4, 16, 4},   [CPU_FP8_BF16] = {4, 2, 16, 4},
+    [CPU_F32] = {1, 1, 64, 1, 1},       [CPU_BF16_F32] = {2, 2, 32, 1, 1},
+    [CPU_BF16] = {2, 1, 32, 2, 2},      [CPU_MX_F32] = {32, 32, 8, 32, 1},
+    [CPU_MX_BF16] = {32, 16, 8, 32, 2}, [CPU_MX_I8] = {32, CPU_I8_WORDS, 8, 32, 4},
+    [CPU_FP8_F32] = {4, 4, 16, 4, 1},   [CPU_FP8_BF16] = {4, 2, 16, 4, 2},
 };
 
 cpu_path td_cpu_path(const cpu_queue *c, const td_tensor *w, int operand_is_act)
@@ -146,22 +146,40 @@ void td_cpu_pack_tile(const cpu_kernels *kernels, cpu_path path, const cpu_sourc
     }
 }
 
+/* Are these rows many enough that weights are unpacked once for all of them? */
+static int takes_words(const cpu_kernels *kernels, cpu_path path, uint32_t rows)
+{
+    return kernels->words_from[path] && rows >= kernels->words_from[path];
+}
+
 /* The widest tile of this path that rows and what is left of the panels allow. */
 static cpu_tile_fn widest(const cpu_product *p, uint32_t rows, uint32_t left, uint32_t *ret_panels)
 {
-    const cpu_tile_fn *fn = p->kernels->tile[p->path][rows - 1];
-    uint32_t i = 3;
+    int words = takes_words(p->kernels, p->path, p->rows->n);
+    const cpu_tile_fn *fn =
+        words ? p->kernels->words[p->path][rows - 1] : p->kernels->tile[p->path][rows - 1];
+    uint32_t i = words ? 1 : 3;
     while (!fn[i] || 1u << i > left)
         i--;
     *ret_panels = 1u << i;
     return fn[i];
 }
 
+/* Tiles that read words take fewer rows than lie side by side, where registers want it so. */
+static uint32_t rows_at_once(const cpu_product *p, uint32_t rows)
+{
+    uint32_t most = takes_words(p->kernels, p->path, p->rows->n) ? p->kernels->words_rows[p->path]
+                                                                 : p->kernels->rows;
+    uint32_t parts = (rows + most - 1) / most;
+    return (rows + parts - 1) / parts;
+}
+
 uint32_t td_cpu_width(const cpu_kernels *kernels, cpu_path path, const cpu_rows *rows)
 {
-    cpu_product p = {.kernels = kernels, .path = path};
+    cpu_product p = {.kernels = kernels, .path = path, .rows = rows};
     uint32_t width;
-    widest(&p, (rows->n + rows->n_tiles - 1) / rows->n_tiles, CPU_PANELS_MAX, &width);
+    widest(&p, rows_at_once(&p, (rows->n + rows->n_tiles - 1) / rows->n_tiles), CPU_PANELS_MAX,
+           &width);
     return width;
 }
 
@@ -172,6 +190,8 @@ static uint32_t block_end(const cpu_product *p, uint32_t at)
     uint32_t end = at + TD_KPLAN_GEMM_BLOCK;
     if (p->path == CPU_FP8_F32 || p->path == CPU_FP8_BF16)
         end = at / TD_FP8_BLOCK * TD_FP8_BLOCK + TD_FP8_BLOCK;
+    else if (forms[p->path].step == TD_MX_GROUP && takes_words(p->kernels, p->path, p->rows->n))
+        end = at + CPU_WORDS_PANEL / 64 * forms[p->path].word;
     else if (forms[p->path].step == TD_MX_GROUP && p->tile1 - p->tile0 == 1)
         end = p->k1;
     return end < p->k1 ? end : p->k1;
@@ -184,22 +204,31 @@ static const uint8_t *scales_of(const cpu_product *p, uint32_t at)
     return p->w->packed + bytes;
 }
 
+/* The tile of the product's first panel over one block: all but rows and panels. */
+static cpu_tile block_tile(const cpu_product *p, uint32_t at, uint32_t end)
+{
+    const cpu_tensor *w = p->w;
+    const struct form *f = &forms[p->path];
+    size_t first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes,
+           before = w->codes_at + (size_t)at * f->panel_bytes;
+    return (cpu_tile){.w = w->packed + first + before,
+                      .scales = scales_of(p, at) + first,
+                      .w_stride = w->panel_bytes,
+                      .scale_stride = w->panel_bytes,
+                      .w_left = w->panel_bytes - before,
+                      .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
+                                                       : (end - at + f->step - 1) / f->step,
+                      .sum_stride = p->sum_stride,
+                      .first = at == p->k0};
+}
+
 /* Every tile by panels [x0, x1) of the product over one block. */
 static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint32_t x0,
                            uint32_t x1, float *sums)
 {
-    const cpu_tensor *w = p->w;
-    const struct form *f = &forms[p->path];
-    size_t first = ((size_t)p->slab * w->v.n_panels + p->panel) * w->panel_bytes;
+    const cpu_tile all = block_tile(p, at, end);
     uint32_t row0 = cpu_tile_row(p->rows, p->tile0), word = td_cpu_words(p->path, at);
-    const uint8_t *codes = w->packed + first + w->codes_at + (size_t)at * f->panel_bytes,
-                  *scales = scales_of(p, at) + first;
-    cpu_tile t = {.w_stride = w->panel_bytes,
-                  .steps = p->path == CPU_BF16_F32 ? td_cpu_words(p->path, end - at)
-                                                   : (end - at + f->step - 1) / f->step,
-                  .w_left = w->panel_bytes - w->codes_at - (size_t)at * f->panel_bytes,
-                  .sum_stride = p->sum_stride,
-                  .first = at == p->k0};
+    cpu_tile t = all;
     for (uint32_t i = p->tile0; i < p->tile1; i++) {
         uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0, step;
         /* the last of several tiles finds its block in the cache: it asks for the next block */
@@ -207,11 +236,43 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
         t.a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
         for (uint32_t x = x0; x < x1; x += step) {
             cpu_tile_fn fn = widest(p, n, x1 - x, &step);
-            t.ahead = last ? (size_t)(end - at) * f->panel_bytes : CPU_AHEAD / step;
-            t.w = codes + x * w->panel_bytes;
-            t.scales = scales + x * w->panel_bytes;
+            t.ahead = last ? (size_t)(end - at) * forms[p->path].panel_bytes : CPU_AHEAD / step;
+            t.w = all.w + x * all.w_stride;
+            t.scales = all.scales + x * all.scale_stride;
             t.sum = sums + (r0 - row0) * p->sum_stride + (size_t)x * LANES;
             fn(&t);
+        }
+    }
+}
+
+/* The same where a tile's panels [x0, x1) are unpacked first. */
+static void multiply_words(const cpu_product *p, uint32_t at, uint32_t end, uint32_t x0,
+                           uint32_t x1, float *sums)
+{
+    _Alignas(64) uint8_t words[CPU_WORDS_MAX];
+    cpu_tile t = block_tile(p, at, end);
+    size_t bytes = (size_t)(end - at) * forms[p->path].panel_bytes, few = CPU_AHEAD / (x1 - x0);
+    cpu_unpack u = {.w = t.w + x0 * t.w_stride,
+                    .w_stride = t.w_stride,
+                    .w_left = t.w_left,
+                    .ahead = p->tile1 - p->tile0 > 1 ? bytes : few,
+                    .panels = x1 - x0,
+                    .lines = (uint32_t)((bytes + 63) / 64),
+                    .words = words};
+    p->kernels->unpack[p->path](&u);
+    t.w = words;
+    t.w_stride = 64;
+    t.scales += x0 * t.scale_stride;
+    uint32_t row0 = cpu_tile_row(p->rows, p->tile0), word = td_cpu_words(p->path, at), step;
+    for (uint32_t i = p->tile0; i < p->tile1; i++) {
+        uint32_t r0 = cpu_tile_row(p->rows, i), n = cpu_tile_row(p->rows, i + 1) - r0;
+        const uint32_t *a = p->rows->words + (size_t)r0 * p->rows->steps + (size_t)word * n;
+        t.a_rows = n;
+        for (uint32_t r = 0, some; r < n; r += some) {
+            some = n - r < rows_at_once(p, n) ? n - r : rows_at_once(p, n);
+            t.a = a + r;
+            t.sum = sums + (r0 - row0 + r) * p->sum_stride + (size_t)x0 * LANES;
+            widest(p, some, x1 - x0, &step)(&t);
         }
     }
 }
@@ -220,12 +281,13 @@ static void multiply_block(const cpu_product *p, uint32_t at, uint32_t end, uint
  * share each block of them while it is in the cache. */
 void td_cpu_multiply(const cpu_product *p, float *sums)
 {
-    uint32_t step, rows = (p->rows->n + p->rows->n_tiles - 1) / p->rows->n_tiles;
+    uint32_t step, rows = rows_at_once(p, (p->rows->n + p->rows->n_tiles - 1) / p->rows->n_tiles);
+    int words = takes_words(p->kernels, p->path, p->rows->n);
     for (uint32_t x = 0; x < p->count; x += step) {
         widest(p, rows, p->count - x, &step);
         for (uint32_t at = p->k0, end; at < p->k1; at = end) {
             end = block_end(p, at);
-            multiply_block(p, at, end, x, x + step, sums);
+            (words ? multiply_words : multiply_block)(p, at, end, x, x + step, sums);
         }
     }
 }
