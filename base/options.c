@@ -40,7 +40,8 @@ static const struct {
     {"decode", TD_SEC_DECODE},     {"chat", TD_SEC_CHAT},     {"bench", TD_SEC_BENCH},
     {"serve", TD_SEC_SERVE},       {"keys", TD_SEC_KEYS},     {"model", TD_SEC_MODEL},
     {"quantize", TD_SEC_QUANTIZE}, {"eval", TD_SEC_EVAL},     {"pack", TD_SEC_PACK},
-    {"profile", TD_SEC_PROFILE}};
+    {"profile", TD_SEC_PROFILE},   {"tune", TD_SEC_TUNE},     {"check", TD_SEC_CHECK},
+    {"selftest", TD_SEC_SELFTEST}};
 
 extern char **environ;
 

@@ -26,6 +26,9 @@ enum td_section {
     TD_SEC_EVAL = 1024,
     TD_SEC_PACK = 2048,
     TD_SEC_PROFILE = 4096,
+    TD_SEC_TUNE = 8192,
+    TD_SEC_CHECK = 16384,
+    TD_SEC_SELFTEST = 32768,
 };
 
 typedef enum td_opt_type {

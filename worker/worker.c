@@ -112,11 +112,23 @@ static void get_load(void *arg, struct Tandem__V1__Load *load)
     td_host_fill_load(&((td_worker *)arg)->host, load);
 }
 
+/* A launch whose plan nobody measured may be slow: each shape is said once. */
+static void name_untuned(td_worker *w)
+{
+    char text[200];
+    for (size_t n = td_tuning_untuned(w->tuning); w->n_untuned < n; w->n_untuned++)
+        if (td_tuning_untuned_text(w->tuning, w->n_untuned, text, sizeof text))
+            td_log(TD_LOG_WARN, "untuned",
+                   "shape=\"%s\" why=\"no tuned launch plan; tandem tune measures one\"", text);
+}
+
 static void on_lane(void *arg, int fd, int events)
 {
+    td_worker *w = arg;
     (void)fd;
     (void)events;
-    td_worker_desk_turn(((td_worker *)arg)->desk);
+    td_worker_desk_turn(w->desk);
+    name_untuned(w);
 }
 
 /* ---- metrics ---- */
@@ -134,6 +146,7 @@ static void update_metrics(td_worker *w)
     td_gauge_set(w->g_free, atomic_load(&l->kv_free));
     td_gauge_set(w->g_up, w->desk->session != NULL);
     td_worker_follow(w->c_tokens, atomic_load(&l->tokens_total));
+    td_worker_follow(w->c_untuned, td_tuning_untuned(w->tuning));
     w->kind->update_metrics(w);
 }
 
@@ -197,9 +210,11 @@ static int make_metrics(td_worker *w)
     w->desk->failed = td_counter_new(
         m, name, "", decode ? "Reserve calls that failed" : "Prefill calls that failed");
     w->g_free = td_gauge_new(m, "kv_free_blocks", "", "KV blocks free or evictable");
+    w->c_untuned = td_counter_new(m, "untuned_launches_total", "",
+                                  "Kinds of GPU launches that had no tuned plan");
     w->g_up = td_gauge_new(m, "router_up", "", "1 while a router is connected");
     if (!w->g_running || !w->g_waiting || !w->c_tokens || !w->desk->requests || !w->desk->failed ||
-        !w->g_free || !w->g_up)
+        !w->g_free || !w->g_up || !w->c_untuned)
         return -ENOMEM;
     return w->kind->open_metrics(w, m);
 }
@@ -281,6 +296,23 @@ static int open_device(td_worker *w, td_err *err)
     return 0;
 }
 
+static uint32_t max_rows_of(const td_worker *w)
+{
+    uint32_t max_seqs = (uint32_t)td_opt_int(&w->options, TD_OPT_ID_MAX_SEQS);
+    return (uint32_t)td_opt_int(&w->options, TD_OPT_ID_CHUNK) +
+           (w->kind->extra_seqs ? max_seqs : 0);
+}
+
+static int open_tuning(td_worker *w, const char *dir, td_err *err)
+{
+    const td_options *o = &w->options;
+    int r = td_tuning_open(td_device_backend(w->device), td_opt_str(o, TD_OPT_ID_TUNED), &w->tuning,
+                           err);
+    if (r < 0 || !td_opt_bool(o, TD_OPT_ID_STRICT))
+        return r;
+    return td_tuning_require(w->tuning, dir, max_rows_of(w), err);
+}
+
 static int open_engine(td_worker *w, td_err *err)
 {
     const td_options *o = &w->options;
@@ -295,6 +327,7 @@ static int open_engine(td_worker *w, td_err *err)
         w->n_cores = (uint32_t)n;
     }
     int r = open_device(w, err);
+    r = r < 0 ? r : open_tuning(w, dir, err);
     if (r < 0)
         return r;
     td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
@@ -315,12 +348,12 @@ static int open_engine(td_worker *w, td_err *err)
     if (r < 0)
         return r;
     uint32_t max_seqs = (uint32_t)td_opt_int(o, TD_OPT_ID_MAX_SEQS), more = w->kind->extra_seqs;
-    td_engine_limits limits = {
-        .max_rows = (uint32_t)td_opt_int(o, TD_OPT_ID_CHUNK) + (more ? max_seqs : 0),
-        .max_seqs = max_seqs + more,
-        .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
-        .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20,
-        .staging_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_STAGING) << 20};
+    td_engine_limits limits = {.max_rows = max_rows_of(w),
+                               .max_seqs = max_seqs + more,
+                               .n_blocks = (uint32_t)td_opt_int(o, TD_OPT_ID_KV_BLOCKS),
+                               .kv_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_MEMORY) << 20,
+                               .staging_bytes = (uint64_t)td_opt_int(o, TD_OPT_ID_KV_STAGING)
+                                                << 20};
     r = td_engine_open(w->model, &limits, &w->engine, err);
     if (r == 0 && td_kv_pool_memfd(td_engine_pool(w->engine)) < 0 &&
         strcmp(td_opt_str(o, TD_OPT_ID_KV_TRANSPORT), "shm") == 0)
@@ -461,6 +494,7 @@ static void stop(td_worker *w)
     td_ring_free(w->mover_lane);
     td_engine_free(w->engine);
     td_model_free(w->model);
+    td_tuning_close(w->tuning);
     td_device_close(w->device);
     td_metrics_free(w->metrics);
     td_service_free(w->service);

@@ -12,6 +12,7 @@
 #include "base/strbuf.h"
 #include "engine/device.h"
 #include "engine/engine.h"
+#include "engine/tuned.h"
 #include "handoff/host.h"
 #include "handoff/ticket.h"
 #include "net/http.h"
@@ -51,6 +52,8 @@ struct td_worker {
     td_loop *loop;
     td_service *service;
     td_device *device;
+    td_tuning *tuning; /* NULL on a CPU */
+    size_t n_untuned;  /* named in the log so far */
     td_model *model;
     td_engine *engine;
     td_ring *loop_lane, *lane_loop, *lane_mover, *mover_lane;
@@ -63,7 +66,7 @@ struct td_worker {
     td_metrics *metrics;
     td_gauge *g_running, *g_waiting, *g_free, *g_up;
     td_timer *alone; /* from ready until a router was met, or its absence told */
-    td_counter *c_tokens;
+    td_counter *c_tokens, *c_untuned;
     uint8_t epoch[16]; /* drawn before the mover starts: tickets and frames name it */
     int cores[TD_WORKER_CORES_MAX];
     uint32_t n_cores;

@@ -10,6 +10,8 @@
 #include "kernels/checks/inside.h"
 #include "kernels/math.h"
 
+#include "base/banned.h"
+
 enum {
     H = 3,
     C = 24,

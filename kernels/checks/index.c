@@ -10,6 +10,8 @@
 #include "kernels/checks/inside.h"
 #include "kernels/math.h"
 
+#include "base/banned.h"
+
 enum { H = 3, D = 20, R = 6, LEN = 400, TOPK = 50, BLOCKS = LEN / 64 + 1, ROWS = 8 };
 
 typedef struct world {

@@ -50,6 +50,11 @@ td_gpu_plan td_gpu_plan_for(td_tune_key *k)
     return td_tune_choose(device.chooser, k);
 }
 
+uint32_t td_gpu_backend_cus(void)
+{
+    return td_gpu_device()->n_cus;
+}
+
 void td_gpu_backend_tuned(td_tune_chooser *chooser)
 {
     device.chooser = chooser;

@@ -22,6 +22,8 @@ void td_gpu_backend_close(void);
 /* Launch plan of products: AUTO takes a tuned table's row, else decides by the number of rows.
  * Never changes a bit (numerics, rule 2). */
 void td_gpu_backend_plan(td_gpu_plan plan);
+/* Compute units of the device. */
+uint32_t td_gpu_backend_cus(void);
 /* Where AUTO looks; borrowed until close. NULL: by the number of rows only. */
 void td_gpu_backend_tuned(td_tune_chooser *chooser);
 

@@ -71,11 +71,12 @@ static void share_text(const td_tune_key *k, char *out, size_t n)
 
 void td_tune_key_text(const td_tune_key *k, char *out, size_t n)
 {
-    char share[16];
+    char share[16], rows[24] = "";
     share_text(k, share, sizeof share);
-    snprintf(out, n,
-             "%s rows=%u n=%u k=%u heads=%u slices=%u dtype=%s experts=%u top_k=%u share=%s",
-             td_tune_op_name(k->op), k->rows, k->n, k->k, k->heads, k->slices,
+    if (k->rows)
+        snprintf(rows, sizeof rows, " rows=%u", k->rows);
+    snprintf(out, n, "%s%s n=%u k=%u heads=%u slices=%u dtype=%s experts=%u top_k=%u share=%s",
+             td_tune_op_name(k->op), rows, k->n, k->k, k->heads, k->slices,
              td_weight_format_name((td_weight_format)k->format), k->experts, k->top_k, share);
 }
 

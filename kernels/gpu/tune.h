@@ -49,7 +49,8 @@ uint32_t td_tune_rows_class(uint32_t rows);
 /* "gemm", "gemm_silu", "moe"; "few", "many". */
 const char *td_tune_op_name(uint32_t op);
 const char *td_gpu_plan_name(td_gpu_plan p);
-/* "gemm rows=16 n=2048 k=6144 heads=1 slices=1 dtype=mxfp4 experts=0 top_k=0 share=tp1" */
+/* "gemm rows=16 n=2048 k=6144 heads=1 slices=1 dtype=mxfp4 experts=0 top_k=0 share=tp1"; rows 0 is
+ * left out */
 void td_tune_key_text(const td_tune_key *k, char *out, size_t n);
 
 /* The table's text. -EINVAL names file, line and field. Rows of every number of compute units. */

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tandem selftest, check and tune: every check passes on the CPU; without a GPU the error says what is missing; on a stand-in for the
+driver that runs the kernels in an emulation the selftest drives a real start, and a table made for a model silences what is untuned."""
+import pathlib, re, sys
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+from tandem_e2e import *
+
+DRIVER = pathlib.Path(os.environ.get("TD_BINARY_DIR", ROOT / "build/release")) / "tests/fake_emulated"
+GLM = ROOT / "bench/shapes/glm-5.2"
+HEADER = "arch,cus,op,rows,n,k,heads,slices,dtype,experts,top_k,share,variant,us,error\n"
+
+
+def tandem(*args, env=None, timeout=300):
+    p = subprocess.run([TANDEM, *map(str, args)], capture_output=True, text=True, timeout=timeout * SLOW, env={**os.environ, **(env or {})})
+    return p.returncode, p.stdout, p.stderr
+
+
+def on_the_cpu():
+    code, out, err = tandem("selftest", "--isa", "ref")
+    check(code == 0 and re.search(r"\nPASS: \d+ passed, 0 failed\n$", out), out + err)
+    for line in ("gemm    FP8 and MXFP4 weights match float64", "share   GLM-5.2's experts with the widths of 1, 4 and 8 ranks",
+                 "golden  logits and bytes of a model, bf16", "processor "):
+        check(line in out, f"{line}\n{out}")
+    code, out, err = tandem("selftest", ROOT / "tests/goldens/models/qwen3-mxfp4", "--isa", "auto")
+    check(code == 0 and "FAIL" not in out, out + err)
+    code, out, err = tandem("selftest", "/nonexistent", "--isa", "ref")
+    check(code == 1 and "FAIL: " in out and "/nonexistent" in out, out + err)
+
+
+def without_a_gpu():
+    code, _, err = tandem("tune", GLM)
+    check(code == 2 and "the CPU's kernels have one launch plan" in err, err)
+    for command in (("selftest",), ("tune", GLM), ("check", GLM)):
+        code, _, err = tandem(*command, "--device", "hip")
+        if code == 0:
+            print("this machine has a GPU: errors without one are not seen")
+            return
+        check(code == 1 and ("no AMD driver" in err or "no device" in err or "holds no kernels" in err), err)
+
+
+def what_is_untuned():
+    code, out, err = tandem("check", GLM)
+    check(code == 0 and out.count("launches of up to 512 rows without a tuned plan") == 3, out + err)
+    check("moe n=2048 k=6144 heads=1 slices=8 dtype=mxfp4 experts=256 top_k=8 share=tp1: untuned for rows 1 2 4 8" in out, out)
+    check(tandem("check", GLM, "--strict")[0] == 1, "--strict does not fail")
+
+
+def table_of(out):
+    """A table that has every shape that check named."""
+    rows = []
+    for m in re.finditer(r"^  (\w+) n=(\d+) k=(\d+) heads=(\d+) slices=(\d+) dtype=(\w+) experts=(\d+) top_k=(\d+) share=(\w+): untuned for rows ([\d ]+)$",
+                         out, re.M):
+        op, n, k, heads, slices, dtype, experts, top_k, share, counts = m.groups()
+        rows += [f"gfx942,1,{op},{r},{n},{k},{heads},{slices},{dtype},{experts},{top_k},{share},few,1.000,0.000e+00\n" for r in counts.split()]
+    check(rows, out)
+    return HEADER + "".join(rows)
+
+
+def in_the_emulation():
+    env = {"LD_LIBRARY_PATH": str(DRIVER)}
+    code, out, err = tandem("selftest", "--device", "hip", "--no-probe", env=env)
+    if "holds no kernels" in err:
+        print("no code objects were built (clang++-22): no selftest through a driver")
+        return
+    check(code == 0 and re.search(r"\nPASS: \d+ passed, 0 failed\n$", out), out + err)
+    for line in ("device       emulation", "architecture gfx942, 1 compute units, waves of 64 lanes", "code object  gfx942, "):
+        check(line in out, f"{line}\n{out}")
+    with tempfile.TemporaryDirectory() as tmp:
+        model = f"{tmp}/model"
+        subprocess.run([TANDEM, "model", "random", ROOT / "tests/goldens/models/glm-shared/config.json", model], check=True, stdout=subprocess.DEVNULL)
+        code, out, err = tandem("tune", model, "--device", "hip", "--rows", "1", "--repeats", "1", "--out", tmp, env=env)
+        check(code == 1 and "time between events" in err, out + err)  # an emulation has no clock
+        worker = ("prefill-worker", "--model", model, "--device", "hip", "--control", f"ipc://{tmp}/c.sock", "--kv-blocks", "8", "--strict",
+                  "--max-seqs", "1", "--chunk", "16")
+        code, _, err = tandem(*worker, env=env)
+        check(code == 1 and "launches have no tuned plan for gfx942 with 1 compute units (the first: gemm rows=1 " in err, err)
+        code, out, err = tandem("check", model, "--device", "hip", "--strict", env=env)
+        check(code == 1, out + err)
+        table = pathlib.Path(tmp, "gfx942.csv")
+        table.write_text(table_of(out))
+        code, out, err = tandem("check", model, "--device", "hip", "--strict", "--tuned", tmp, env=env)
+        check(code == 0 and ": 0 launches of up to 512 rows without" in out, out + err)
+        os.environ["LD_LIBRARY_PATH"] = str(DRIVER)
+        options = ("--device", "hip", "--chunk", "16", "--kv-blocks", "8", "--max-seqs", "2", "--request-timeout", "900")
+        body = {"prompt": "It was a bright cold day", "max_tokens": 2, "temperature": 0, "ignore_eos": True}
+        answers = []
+        for more in ((), ("--tuned", tmp)):
+            with Server(*options, *more, model=model) as s:
+                answers.append(s.json("POST", "/v1/completions", body)["choices"][0]["text"])
+                log = s.messages()
+            named = re.findall(r'event=untuned shape="([^"]*)"', log)
+            if more:
+                check(not named, log)
+            else:  # each worker names each shape once
+                check(named and max(map(named.count, named)) <= 2, log)
+        check(answers[0] == answers[1], "a table changed tokens")
+        table.write_text(HEADER + "gfx942,1,gemm,3,8,8,1,1,bf16,0,0,tp1,few,1,0\n")
+        code, _, err = tandem(*worker, "--tuned", tmp, env=env)
+        check(code == 1 and "gfx942.csv: line 2, field rows: '3' is not a power of two" in err, err)
+
+
+on_the_cpu()
+without_a_gpu()
+what_is_untuned()
+if DRIVER.is_dir():
+    in_the_emulation()
