@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_engine DIR [THREADS [ACT [CONTEXT ...]]]: tokens per second of the engine alone. Without
- * contexts: prefill of 512 tokens by chunk, decode by batch. With contexts: prefill of so many
- * tokens in chunks of 512, and decode of one and of 8 sequences that are as long. Prints a table;
- * medians of several runs, the runs of a table in turns, so that a noisy minute falls on all of its
- * rows. ACT: f32, bf16, or i8 (bf16, and int8 where weights are MXFP4: the default).
+/* bench_engine DIR [THREADS [ACT [CONTEXT ... | busy]]]: tokens per second of the engine alone.
+ * Without contexts: prefill of 512 tokens by chunk, decode by batch. With contexts: prefill of so
+ * many tokens in chunks of 512, and decode of one and of 8 sequences that are as long. Prints a
+ * table; medians of several runs, the runs of a table in turns, so that a noisy minute falls on all
+ * of its rows. ACT: f32, bf16, or i8 (bf16, and int8 where weights are MXFP4: the default).
  * Beside each run the machine's roof is measured: what it reads from memory and multiplies. A row
  * ends with the products' bytes and operations a second, and the part of the roof that they are
- * (the larger of the two; attention is not counted). */
+ * (the larger of the two; attention is not counted). The line below says where its time went;
+ * of one thread, its CPU time.
+ * busy: threads are pinned, each to a core; prefill and decode alone, then beside a stranger that
+ * never rests on the first core, then on the last, in turns. n threads share n cores with it: the
+ * floor of the slowdown is n / (n - 1/2). */
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +24,7 @@
 #include "bench/count.h"
 #include "bench/roof.h"
 #include "engine/engine.h"
+#include "net/service.h"
 
 enum { RUNS = 5, CONTEXT = 512, STEPS = 64, BATCH_MAX = 16, ROWS_MAX = 32 };
 
@@ -62,6 +70,7 @@ typedef struct rate {
     double wall, cpu;
     double gbytes, gops; /* of the products, each second of wall time */
     double read, peak;   /* the roof just before */
+    double us[TD_COUNT_OPS], all_us;
 } rate;
 
 typedef struct stopwatch {
@@ -77,10 +86,14 @@ static stopwatch start_watch(void)
 static rate rate_of(const stopwatch *w, double tokens)
 {
     double us = (double)(td_now_us() - w->wall), cpu = (double)(cpu_us() - w->cpu);
-    return (rate){.wall = tokens * 1e6 / us,
-                  .cpu = tokens * 1e6 / cpu,
-                  .gbytes = (td_counted.bytes - w->count.bytes) / us / 1e3,
-                  .gops = (td_counted.operations - w->count.operations) / us / 1e3};
+    rate r = {.wall = tokens * 1e6 / us,
+              .cpu = tokens * 1e6 / cpu,
+              .gbytes = (td_counted.bytes - w->count.bytes) / us / 1e3,
+              .gops = (td_counted.operations - w->count.operations) / us / 1e3,
+              .all_us = td_count_by_cpu ? cpu : us};
+    for (int i = 0; i < TD_COUNT_OPS; i++)
+        r.us[i] = td_counted.us[i] - w->count.us[i];
+    return r;
 }
 
 static void fill(td_seq *s, td_engine *e, uint32_t n, uint32_t chunk, td_sample *ret_sample)
@@ -144,6 +157,19 @@ typedef struct row {
     rate v[RUNS];
 } row;
 
+/* Milliseconds of a step of decode, or of a prefill. */
+static void print_parts(const rate *m, double steps)
+{
+    double rest = m->all_us;
+    printf("        ms%s: %.2f =", td_count_by_cpu ? " of CPU time" : "", m->all_us / steps / 1e3);
+    for (int i = 0; i < TD_COUNT_OPS; i++) {
+        rest -= m->us[i];
+        if (m->us[i] > 0)
+            printf(" %s %.2f +", td_count_names[i], m->us[i] / steps / 1e3);
+    }
+    printf(" rest %.2f\n", rest / steps / 1e3);
+}
+
 static void print(row *r)
 {
     qsort(r->v, RUNS, sizeof *r->v, by_wall);
@@ -157,6 +183,7 @@ static void print(row *r)
            "G/s  roof %3.0f %%\n",
            m->wall, r->v[0].wall, r->v[RUNS - 1].wall, m->cpu, m->gbytes, m->read, m->gops, m->peak,
            100 * (by_bytes > by_ops ? by_bytes : by_ops));
+    print_parts(m, r->batch ? STEPS : 1);
 }
 
 /* The widest multiply-add that this profile's products use. */
@@ -182,6 +209,70 @@ static void run(td_engine *e, td_roof_kind kind, uint32_t threads, row *rows, ui
         }
     for (row *r = rows; r < rows + n; r++)
         print(r);
+}
+
+static void pin(int core)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)core, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
+typedef struct stranger {
+    pthread_t thread;
+    int core;
+    _Atomic int stop;
+} stranger;
+
+static void *never_rests(void *arg)
+{
+    stranger *s = arg;
+    pin(s->core);
+    while (!atomic_load_explicit(&s->stop, memory_order_relaxed))
+        ;
+    return NULL;
+}
+
+/* rows[0] prefill, rows[1] decode; core < 0: alone. */
+static void run_beside(td_engine *e, int core, int turn, row *rows)
+{
+    stranger s = {.core = core};
+    if (core >= 0 && pthread_create(&s.thread, NULL, never_rests, &s) != 0)
+        die("thread", NULL);
+    rows[0].v[turn] = prefill(e, rows[0].context, rows[0].chunk, (uint64_t)turn + 1);
+    rows[1].v[turn] = decode(e, rows[1].batch, rows[1].context);
+    if (core < 0)
+        return;
+    atomic_store(&s.stop, 1);
+    pthread_join(s.thread, NULL);
+}
+
+static void run_busy(td_engine *e, const int *cores, uint32_t threads, const row *usual)
+{
+    const int beside[] = {-1, cores[0], cores[threads - 1]};
+    row rows[3][2];
+    for (int b = 0; b < 3; b++)
+        memcpy(rows[b], usual, sizeof rows[b]);
+    for (int turn = 0; turn < RUNS; turn++)
+        for (int b = 0; b < 3; b++)
+            run_beside(e, beside[b], turn, rows[b]);
+    for (int b = 0; b < 3; b++) {
+        double of[2];
+        for (int i = 0; i < 2; i++) {
+            qsort(rows[b][i].v, RUNS, sizeof(rate), by_wall);
+            of[i] = rows[b][i].v[RUNS / 2].wall;
+        }
+        char where[32] = "alone";
+        if (b)
+            snprintf(where, sizeof where, "stranger on core %d", beside[b]);
+        printf("%-20s prefill %u %9.1f tok/s (%.2f times slower)   decode %9.1f tok/s (%.2f times "
+               "slower)\n",
+               where, usual[0].context, of[0], rows[0][0].v[RUNS / 2].wall / of[0], of[1],
+               rows[0][1].v[RUNS / 2].wall / of[1]);
+    }
+    if (threads > 1)
+        printf("floor                %.2f times slower\n", threads / (threads - 0.5));
 }
 
 /* Chunks and batches at one context. */
@@ -215,7 +306,7 @@ static uint32_t context_rows(char **words, uint32_t max_context, row *rows)
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "usage: bench_engine DIR [THREADS [f32|bf16|i8 [CONTEXT ...]]]\n");
+        fprintf(stderr, "usage: bench_engine DIR [THREADS [f32|bf16|i8 [CONTEXT ... | busy]]]\n");
         return 2;
     }
     td_err err = {0};
@@ -230,14 +321,25 @@ int main(int argc, char **argv)
                           .index = act,
                           .n_ranks = 1};
     o.n_threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1;
+    td_count_by_cpu = o.n_threads == 1;
+    int busy = argc > 4 && strcmp(argv[4], "busy") == 0, cores[TD_ROOF_THREADS];
+    if (busy) {
+        int granted = td_cores_granted(cores, TD_ROOF_THREADS);
+        if (o.n_threads < 1 || granted < (int)o.n_threads)
+            die("busy: threads must be as many as the cores granted, or fewer", NULL);
+        o.cores = cores;
+        o.n_cores = o.n_threads;
+    }
     uint64_t start = td_now_us();
     if (td_model_open(argv[1], &o, &m, &err) < 0)
         die(argv[1], &err);
     double load_ms = (double)(td_now_us() - start) / 1000.0;
     const td_model_info *info = td_model_get_info(m);
     row rows[ROWS_MAX];
-    uint32_t n = argc > 4 ? context_rows(argv + 4, info->max_context, rows)
-                          : usual_rows(info->max_context, rows);
+    char *busy_words[] = {"512", NULL};
+    uint32_t n = busy       ? context_rows(busy_words, info->max_context, rows)
+                 : argc > 4 ? context_rows(argv + 4, info->max_context, rows)
+                            : usual_rows(info->max_context, rows);
     td_engine_limits limits = {.max_rows = CONTEXT, .max_seqs = BATCH_MAX};
     for (uint32_t i = 0; i < n; i++) { /* blocks of the largest row */
         uint32_t blocks =
@@ -253,7 +355,10 @@ int main(int argc, char **argv)
         "roof: reads of %u and of 1 threads %.1f and %.1f GB/s, %s multiplies and adds %.0f G/s\n",
         o.n_threads, td_roof_read(o.n_threads), td_roof_read(1), td_roof_kinds[kind].name,
         td_roof_operations(kind, o.n_threads));
-    run(e, kind, o.n_threads, rows, n);
+    if (busy)
+        run_busy(e, cores, o.n_threads, rows);
+    else
+        run(e, kind, o.n_threads, rows, n);
     td_engine_free(e);
     td_model_free(m);
     return 0;
