@@ -211,6 +211,12 @@ static uint32_t first_row(const attend_job *j, const block *b, uint32_t r0)
     return i;
 }
 
+/* Do so few queries meet values where they lie? */
+static int in_place(const attend_job *j, const face *x, uint32_t n_q)
+{
+    return j->f->few_values && x->type == TD_BF16 && n_q <= ATTEND_FEW && j->value_dims % 16 == 0;
+}
+
 /* The queries [q0, q0 + n_q) of a group meet a tile whose values are loaded. */
 static void meet(const attend_job *j, const block *b, const face *x, uint32_t q0, uint32_t n_q,
                  const states *st)
@@ -223,8 +229,11 @@ static void meet(const attend_job *j, const block *b, const face *x, uint32_t q0
     td_exp_n(p, p, (size_t)n_q * ATTEND_TILE);
     td_exp_n(alpha, alpha, n_q);
     j->f->total(p, n_q, alpha, st->l + q0);
-    j->f->values(p, n, n_q, alpha, b->values, b->out_stride, (j->value_dims + 15) / 16, o,
-                 b->out_stride);
+    uint32_t blocks = (j->value_dims + 15) / 16;
+    if (in_place(j, x, n_q))
+        j->f->few_values(p, n, n_q, alpha, x->rows, x->value_at, blocks, o, b->out_stride);
+    else
+        j->f->values(p, n, n_q, alpha, b->values, b->out_stride, blocks, o, b->out_stride);
 }
 
 /* Ranks from r0 on that each query of a group sees. */
@@ -247,7 +256,8 @@ static void add_tile(const attend_job *j, const block *b, uint32_t r0, const sta
     for (uint32_t g = 0; g < b->n_groups; g++) {
         face f;
         open_face(j, b, &x[0], b->group0 + g, &f);
-        load_values(j, b, &f, x[0].n);
+        if (!in_place(j, &f, all - skip))
+            load_values(j, b, &f, x[0].n);
         if (g + 1 < b->n_groups) {
             fetch(j, &x[0], b->group0 + g + 1);
         } else if (next < length(j, last)) {

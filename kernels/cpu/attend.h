@@ -14,6 +14,7 @@
 enum {
     ATTEND_TILE = TD_KPLAN_ATTN_TILE,
     ATTEND_DIMS = 64, /* of a chain: part of the K plan of this backend */
+    ATTEND_FEW = 8,   /* queries that meet BF16 rows straight from where they lie */
 };
 
 typedef struct cpu_attend {
@@ -29,6 +30,15 @@ typedef struct cpu_attend {
      * scale, for 64 columns r of k [n][64]; p rows of 64. */
     void (*dots)(const float *q, size_t q_stride, uint32_t n_q, const float *k, uint32_t n,
                  int first, float scale, float *p);
+    /* Both for at most ATTEND_FEW queries and BF16 rows, whose values never touch memory again:
+     * p[i][r] = q[i] . row r * scale over all dims, a multiple of 16, at bytes behind each row's
+     * begin. NULL: an instruction set without the registers for it. */
+    void (*few_scores)(const float *q, size_t q_stride, uint32_t n_q, const uint8_t *const *rows,
+                       size_t at, uint32_t dims, float scale, float *p);
+    /* As values; blocks of 16 columns at bytes behind each row's begin. */
+    void (*few_values)(const float *p, const uint32_t *n, uint32_t n_q, const float *alpha,
+                       const uint8_t *const *rows, size_t at, uint32_t blocks, float *o,
+                       size_t o_stride);
     /* For each query: m = max(m, p[0 .. n)); p -= m; p = -infinity from n on; alpha = old m - m. */
     void (*shift)(float *p, const uint32_t *n, uint32_t n_q, float *m, float *alpha);
     /* l = l * alpha + the sum of p[0 .. 64). */
@@ -76,6 +86,10 @@ static inline void attend_scores(const cpu_attend *f, const uint8_t *const *rows
                                  uint32_t dims, td_dtype type, float *turned, const float *q,
                                  size_t q_stride, uint32_t n_q, float scale, float *p)
 {
+    if (f->few_scores && type == TD_BF16 && n_q <= ATTEND_FEW && dims % 16 == 0) {
+        f->few_scores(q, q_stride, n_q, rows, at, dims, scale, p);
+        return;
+    }
     for (uint32_t d = 0; d < dims; d += ATTEND_DIMS) {
         uint32_t n = dims - d < ATTEND_DIMS ? dims - d : ATTEND_DIMS;
         f->turn(rows, at + d * td_dtype_bytes(type), n, type == TD_BF16, turned);

@@ -13,7 +13,7 @@ enum {
     TILES = LEN / 64 + 1,
     BLOCKS = 2 * TILES,
     LAYER = 128, /* bytes before the layer's range in a block */
-    H = 6,
+    H = 8,
     N = 8,
 };
 
@@ -226,7 +226,7 @@ static void fill(world *a, world *b)
 
 typedef void (*attend_fn)(world *w, td_dtype kv, const float *q, const uint32_t *lists, float *o);
 
-enum { LAT = 200, ROPE = 40, HKV = 2, D = 140, T = 5, TOPK = 200 };
+enum { LAT = 208, ROPE = 48, HKV = 2, D = 144, T = 5, TOPK = 200 };
 
 static void run_mla(world *w, td_dtype kv, const float *q, const uint32_t *lists, float *o)
 {
@@ -259,12 +259,28 @@ static void run_gqa(world *w, td_dtype kv, const float *q, const uint32_t *lists
     under->attend_gqa(w->q, &w->st, &a);
 }
 
+/* Every vector instruction set gives the bits of the first, by other loops where queries are few.
+ */
+static float first[3][T * H * LAT];
+static int have[3];
+
+static void same_as_first(const float *o, int slot)
+{
+    if (MATRIX || under == &td_backend_ref)
+        return;
+    if (have[slot]++)
+        assert_memory_equal(first[slot], o, sizeof first[slot]);
+    else
+        memcpy(first[slot], o, sizeof first[slot]);
+}
+
 /* Rows of one sequence side by side, which share tiles, and one of another. */
-static void same_as_bf16(form f, attend_fn run, uint32_t threads, int sparse)
+static void same_as_bf16(form f, attend_fn run, uint32_t threads, int sparse, int slot)
 {
     static const uint32_t pos[T] = {510, 511, 512, 699, 64};
     enum { OUT = T * H * LAT };
     world w[2];
+    rng = (td_rng){99, 0}; /* equal input for every instruction set */
     float *q = random_floats(T * H * (LAT + N + ROPE), 0), *o[2] = {floats(OUT), floats(OUT)};
     uint32_t *lists = words(T + T * TOPK);
     for (uint32_t t = 0; t < T; t++) {
@@ -284,6 +300,7 @@ static void same_as_bf16(form f, attend_fn run, uint32_t threads, int sparse)
     for (int i = 0; i < 2; i++)
         run(&w[i], i ? TD_BF16 : TD_F8E4M3, q, sparse ? lists : NULL, o[i]);
     assert_memory_equal(o[0], o[1], OUT * sizeof(float));
+    same_as_first(o[0], slot);
     assert_true(fabsf(o[0][0]) > 0.0f && fabsf(o[0][0]) < 1.0f);
     for (int i = 0; i < 2; i++)
         under->close(w[i].q);
@@ -293,9 +310,9 @@ static void same_as_bf16(form f, attend_fn run, uint32_t threads, int sparse)
 static void rows_attend_as_the_bf16_rows_they_stand_for(void **state)
 {
     for (uint32_t threads = 1; threads <= 3; threads += 2) {
-        same_as_bf16((form){LAT + ROPE, LAT}, run_mla, threads, 0);
-        same_as_bf16((form){LAT + ROPE, LAT}, run_mla, threads, 1);
-        same_as_bf16((form){2 * HKV * D, D}, run_gqa, threads, 0);
+        same_as_bf16((form){LAT + ROPE, LAT}, run_mla, threads, 0, 0);
+        same_as_bf16((form){LAT + ROPE, LAT}, run_mla, threads, 1, 1);
+        same_as_bf16((form){2 * HKV * D, D}, run_gqa, threads, 0, 2);
     }
 }
 
