@@ -4,6 +4,7 @@
 
 #include "kernels/gpu/inside.h"
 #include "kernels/kplan.h"
+#include "kernels/kv_row.h"
 
 #include "base/banned.h"
 
@@ -21,25 +22,44 @@ static uint32_t rows_that_fit(const td_step *s, size_t row_bytes)
     return n < 1 ? 1 : n < s->n_rows ? (uint32_t)n : s->n_rows;
 }
 
-static size_t attend_lds(uint32_t key_dims, size_t size)
+/* FP8 rows are BF16 there, and each has scales. */
+static size_t attend_lds(uint32_t key_dims, td_dtype kv)
 {
-    size_t tiles = ceil_div(key_dims, 32) + TD_KPLAN_ATTN_TILE / 32 + 128 / 16;
-    return TD_KPLAN_ATTN_TILE * (sizeof(void *) + HEADS * sizeof(float)) + HEADS * sizeof(float) +
+    size_t tiles = ceil_div(key_dims, 32) + TD_KPLAN_ATTN_TILE / 32 + 128 / 16,
+           size = kv == TD_F32 ? sizeof(float) : 2,
+           pointers = (kv == TD_F8E4M3 ? 2 : 1) * sizeof(void *);
+    return TD_KPLAN_ATTN_TILE * (pointers + HEADS * sizeof(float)) + HEADS * sizeof(float) +
            tiles * TD_K_TILE * size;
 }
 
-/* May 8 elements be loaded at once, from every row? */
+/* May 8 elements (FP8: 16) be loaded at once, from every row? */
 static uint32_t rows_aligned(const td_step *s, const td_k_attend *a, size_t size)
 {
     uint64_t all = (uintptr_t)s->kv_base | s->block_bytes | a->layer_offset |
                    (a->row_elems | a->key_at | a->value_at | a->group_step) * size;
-    return all % 16 == 0 && (a->key_dims | a->value_dims) % 8 == 0;
+    return all % 16 == 0 && (a->key_dims | a->value_dims | a->key_part) % (size == 1 ? 16 : 8) == 0;
+}
+
+/* Where the scales of FP8 rows lie. */
+static void find_scales(td_k_attend *a, td_kv_row row, uint32_t key_part, uint32_t group_scales,
+                        uint32_t value_scale)
+{
+    a->scales_at = row.scales_at;
+    a->n_scales = row.n_scales;
+    a->key_part = key_part;
+    a->group_scales = group_scales;
+    a->value_scale = value_scale;
+}
+
+static kernel_id attend_kernel(td_dtype kv)
+{
+    return kv == TD_F8E4M3 ? K_attend_f8 : kv == TD_BF16 ? K_attend_bf16 : K_attend_f32;
 }
 
 static void attend(td_queue *q, const td_step *s, td_k_attend *a, td_dtype kv, uint32_t list_max)
 {
     size_t size = td_dtype_bytes(kv);
-    if (!td_gpu_pool_type(q, kv))
+    if (!td_gpu_pool_type(q, kv, 1))
         return;
     if (a->value_dims > VALUE_DIMS_MAX) {
         td_gpu_fail(q, -E2BIG);
@@ -60,8 +80,7 @@ static void attend(td_queue *q, const td_step *s, td_k_attend *a, td_dtype kv, u
         a->n_rows = s->n_rows - a->row0 < group ? s->n_rows - a->row0 : group;
         uint64_t blocks =
             (uint64_t)a->n_rows * a->n_splits * a->n_groups * ceil_div(a->group_heads, HEADS);
-        td_gpu_launch(q, kv == TD_BF16 ? K_attend_bf16 : K_attend_f32, blocks,
-                      attend_lds(a->key_dims, size), a, sizeof *a);
+        td_gpu_launch(q, attend_kernel(kv), blocks, attend_lds(a->key_dims, kv), a, sizeof *a);
         td_gpu_launch(q, K_attend_merge, (uint64_t)a->n_rows * a->n_heads, 0, a, sizeof *a);
     }
 }
@@ -91,6 +110,7 @@ void td_gpu_attend_mla(td_queue *q, const td_step *s, const td_attend_mla *m)
                      .n_selected = m->n_selected,
                      .topk = m->topk,
                      .out = m->o_lat};
+    find_scales(&a, td_kv_row_mla(m->kv, m->latent, m->rope_dims), m->latent, 0, 0);
     attend(q, s, &a, m->kv, list);
 }
 
@@ -112,13 +132,16 @@ void td_gpu_attend_gqa(td_queue *q, const td_step *s, const td_attend_gqa *m)
                      .layer_offset = m->layer_offset,
                      .out = m->o,
                      .round_out = q->o.act == TD_BF16};
+    uint32_t scales = td_kv_part_scales(m->kv, m->dims);
+    find_scales(&a, td_kv_row_gqa(m->kv, m->n_kv_heads, m->dims), m->dims, scales,
+                m->n_kv_heads * scales);
     attend(q, s, &a, m->kv, s->max_context);
 }
 
 void td_gpu_index_select(td_queue *q, const td_step *s, const td_index_select *m)
 {
     size_t size = td_dtype_bytes(m->index);
-    if (!td_gpu_pool_type(q, m->index))
+    if (!td_gpu_pool_type(q, m->index, 0))
         return;
     uint32_t head_tiles = ceil_div(m->n_heads, HEADS), steps = ceil_div(m->dims, 32);
     td_k_index a = {.step = td_gpu_step(q, s),

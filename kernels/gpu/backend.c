@@ -84,9 +84,9 @@ void td_gpu_load_failed(int code)
     snprintf(device.load_text, sizeof device.load_text, "%s", device.gpu->error);
 }
 
-int td_gpu_pool_type(td_queue *q, td_dtype t)
+int td_gpu_pool_type(td_queue *q, td_dtype t, int fp8_too)
 {
-    if (t == TD_F32 || t == TD_BF16)
+    if (t == TD_F32 || t == TD_BF16 || (fp8_too && t == TD_F8E4M3))
         return 1;
     td_gpu_fail(q, -ENOTSUP);
     return 0;

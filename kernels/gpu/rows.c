@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/gpu/inside.h"
+#include "kernels/kv_row.h"
 #include "kernels/sample.h"
 
 #include "base/banned.h"
@@ -41,8 +42,10 @@ void td_gpu_reduce_slices(td_queue *q, const td_step *s, const float *partial, u
 
 void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *w)
 {
-    if (!td_gpu_pool_type(q, w->kv))
+    if (!td_gpu_pool_type(q, w->kv, 1))
         return;
+    td_kv_row row = td_kv_row_mla(w->kv, w->latent, w->rope.dims);
+    size_t all = w->kv == TD_F8E4M3 ? row.elems * sizeof(float) : 0;
     td_k_mla_write a = {.step = td_gpu_step(q, s),
                         .kv_a = w->kv_a,
                         .norm = w->norm->data,
@@ -53,14 +56,16 @@ void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *w)
                         .nope = w->nope,
                         .interleave = (uint32_t)w->rope.interleave,
                         .rope_dims = w->rope.dims,
-                        .bf16 = w->kv == TD_BF16,
-                        .layer_offset = w->layer_offset};
-    td_gpu_launch(q, K_mla_write, s->n_rows, ROOM, &a, sizeof a);
+                        .kv = w->kv,
+                        .n_scales = row.n_scales,
+                        .layer_offset = w->layer_offset,
+                        .scales_at = row.scales_at};
+    td_gpu_launch(q, K_mla_write, s->n_rows, ROOM + all, &a, sizeof a);
 }
 
 void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *w)
 {
-    if (!td_gpu_pool_type(q, w->index))
+    if (!td_gpu_pool_type(q, w->index, 0))
         return;
     td_k_index_write a = {.step = td_gpu_step(q, s),
                           .k = w->k,
@@ -79,8 +84,9 @@ void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *w)
 
 void td_gpu_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *w)
 {
-    if (!td_gpu_pool_type(q, w->kv))
+    if (!td_gpu_pool_type(q, w->kv, 1))
         return;
+    td_kv_row row = td_kv_row_gqa(w->kv, w->n_kv_heads, w->dims);
     td_k_gqa_write a = {.step = td_gpu_step(q, s),
                         .q = w->q,
                         .k = w->k,
@@ -93,8 +99,10 @@ void td_gpu_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *w)
                         .dims = w->dims,
                         .interleave = (uint32_t)w->rope.interleave,
                         .rope_dims = w->rope.dims,
-                        .bf16 = w->kv == TD_BF16,
-                        .layer_offset = w->layer_offset};
+                        .kv = w->kv,
+                        .n_scales = row.n_scales,
+                        .layer_offset = w->layer_offset,
+                        .scales_at = row.scales_at};
     td_gpu_launch(q, K_gqa_write, s->n_rows, 4ul * w->dims * sizeof(float), &a, sizeof a);
 }
 

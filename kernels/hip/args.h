@@ -61,8 +61,9 @@ typedef struct td_k_mla_write {
     const float *kv_a, *norm;
     float eps;
     float *q;
-    uint32_t n_heads, latent, nope, interleave, rope_dims, bf16;
-    uint64_t layer_offset;
+    uint32_t n_heads, latent, nope, interleave, rope_dims, kv; /* td_dtype */
+    uint32_t n_scales;                                         /* of a row (kernels/kv_row.h) */
+    uint64_t layer_offset, scales_at;
 } td_k_mla_write;
 
 typedef struct td_k_index_write {
@@ -79,8 +80,9 @@ typedef struct td_k_gqa_write {
     float *q;
     const float *k, *v, *q_norm, *k_norm;
     float eps;
-    uint32_t n_heads, n_kv_heads, dims, interleave, rope_dims, bf16;
-    uint64_t layer_offset;
+    uint32_t n_heads, n_kv_heads, dims, interleave, rope_dims, kv; /* td_dtype */
+    uint32_t n_scales;
+    uint64_t layer_offset, scales_at;
 } td_k_gqa_write;
 
 typedef struct td_k_gemm {
@@ -151,8 +153,11 @@ typedef struct td_k_attend {
     uint32_t n_heads, n_groups, group_heads;
     uint32_t key_dims, value_dims;
     uint32_t row_elems, key_at, value_at, group_step; /* elements of a pool row */
-    uint32_t vec, bf16;
-    uint64_t layer_offset;
+    uint32_t vec;
+    uint64_t layer_offset, scales_at; /* scales_at .. group_scales: FP8 */
+    uint32_t n_scales;                /* of a row */
+    uint32_t key_part, value_scale;   /* dims of a key's first part; first scale of the values */
+    uint32_t group_scales;            /* scales of a group's key */
     const uint32_t *selected, *n_selected;
     uint32_t topk;
     uint32_t row0, n_rows, n_splits; /* rows of this launch */

@@ -9,6 +9,9 @@
 
 struct k_mx;  /* MXFP4 */
 struct k_fp8; /* e4m3 with block scales */
+struct k_f8 { /* e4m3 in the KV pool */
+    uint8_t u;
+};
 
 /* e2m1 (low 4 bits) times 2^(scale - 127); scale 0xff is NaN. In integers, so that a thread that
  * flushes denormals reads nothing else. */

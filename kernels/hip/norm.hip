@@ -2,6 +2,7 @@
 /* Row work: embedding, residual and norm, joining of slices, the rows that enter the pool. A block
  * has one row. */
 #include "kernels/hip/formats.hpp"
+#include "kernels/kv_row.h"
 
 /* Element k of row n of a matrix in tiles. */
 K_DEV float matrix_at(const td_k_matrix &w, uint32_t n, uint32_t k)
@@ -102,6 +103,51 @@ K_DEV void *own_row_of(const td_step *s, uint32_t t, uint64_t layer_offset, uint
     return own_row<float>(s, t, layer_offset, row_elems);
 }
 
+/* Elements of an FP8 row and its scales (kernels/kv_row.h). */
+struct f8_row {
+    uint8_t *codes;
+    float *scales;
+};
+
+K_DEV f8_row own_f8_row(const td_step *s, uint32_t t, uint64_t layer_offset, uint32_t row_elems,
+                        uint64_t scales_at, uint32_t n_scales)
+{
+    f8_row r = {own_row<uint8_t>(s, t, layer_offset, row_elems),
+                own_row<float>(s, t, layer_offset + scales_at, n_scales)};
+    return r;
+}
+
+/* A group by one wave. Of NaN and infinity the bits are the greatest, so the scale tells them. */
+K_DEV void store_f8_group(uint8_t *codes, float *scale, const float *x, uint32_t n)
+{
+    uint32_t most = 0;
+    for (uint32_t i = k_lane(); i < n; i += K_WAVE) {
+        uint32_t m = k_bits(x[i]) & 0x7fffffffu;
+        most = m > most ? m : most;
+    }
+    for (uint32_t o = K_WAVE / 2; o > 0; o /= 2) {
+        uint32_t other = k_shuffle_u32(most, k_lane() ^ o);
+        most = other > most ? other : most;
+    }
+    float s = k_float(most) / 448.0f;
+    s = s < k_float(0x00800000u) ? 0.0f : s; /* a NaN stays */
+    bool some = s > 0.0f && s < k_inf();
+    for (uint32_t i = k_lane(); i < n; i += K_WAVE)
+        codes[i] = (uint8_t)(some ? k_to_e4m3(x[i] / s) : 0);
+    if (k_lane() == 0)
+        *scale = s;
+}
+
+/* A part of n elements: its groups g0, g0 + step, ... */
+K_DEV void store_f8(uint8_t *codes, float *scales, const float *x, uint32_t n, uint32_t g0,
+                    uint32_t step)
+{
+    const uint32_t size = TD_KV_SCALE_GROUP;
+    for (uint32_t g = g0; g * size < n; g += step)
+        store_f8_group(codes + g * size, scales + g, x + g * size,
+                       n - g * size < size ? n - g * size : size);
+}
+
 struct rope_pair {
     uint32_t first, second;
 };
@@ -140,20 +186,39 @@ K_KERNEL(mla_write, td_k_mla_write)
     const float *cos = k_global(a.step->rope_cos) + (size_t)t * pairs,
                 *sin = k_global(a.step->rope_sin) + (size_t)t * pairs,
                 *src = a.kv_a + (size_t)t * width;
-    void *row = own_row_of(a.step, t, a.layer_offset, width, a.bf16);
-    float sum = 0.0f;
+    bool f8 = a.kv == TD_F8E4M3, bf16 = a.kv == TD_BF16;
+    void *row = f8 ? nullptr : own_row_of(a.step, t, a.layer_offset, width, bf16);
+    float sum = 0.0f, *room = k_lds<float>(), *all = room + K_WAVES; /* FP8: the row in f32 */
     for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS)
         sum += src[i] * src[i];
-    sum = k_block_sum(sum, k_lds<float>());
+    sum = k_block_sum(sum, room);
     float r = 1.0f / k_sqrt(sum / (float)a.latent + a.eps);
-    for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS)
-        store(row, a.bf16, i, src[i] * r * a.norm[i]);
+    for (uint32_t i = k_tid(); i < a.latent; i += K_THREADS) {
+        float v = src[i] * r * a.norm[i];
+        if (f8)
+            all[i] = v;
+        else
+            store(row, bf16, i, v);
+    }
     for (uint32_t i = k_tid(); i < pairs; i += K_THREADS) {
         rope_pair p = rope_at(i, a.rope_dims, a.interleave);
         float x = src[a.latent + p.first], y = src[a.latent + p.second];
         rotate(x, y, cos[i], sin[i]);
-        store(row, a.bf16, a.latent + p.first, x);
-        store(row, a.bf16, a.latent + p.second, y);
+        if (f8) {
+            all[a.latent + p.first] = x;
+            all[a.latent + p.second] = y;
+        } else {
+            store(row, bf16, a.latent + p.first, x);
+            store(row, bf16, a.latent + p.second, y);
+        }
+    }
+    if (f8) {
+        k_sync();
+        f8_row to = own_f8_row(a.step, t, a.layer_offset, width, a.scales_at, a.n_scales);
+        store_f8(to.codes, to.scales, all, a.latent, k_wave(), K_WAVES);
+        store_f8(to.codes + a.latent,
+                 to.scales + (a.latent + TD_KV_SCALE_GROUP - 1) / TD_KV_SCALE_GROUP, all + a.latent,
+                 a.rope_dims, k_wave(), K_WAVES);
     }
     uint32_t head = a.nope + a.rope_dims;
     rotate_heads(a.q + (size_t)t * a.n_heads * head + a.nope, a.n_heads, head, a.rope_dims,
@@ -224,14 +289,23 @@ K_KERNEL(gqa_write, td_k_gqa_write)
     uint32_t dims = a.dims, kv = a.n_kv_heads;
     const float *cos = k_global(a.step->rope_cos) + (size_t)t * (a.rope_dims / 2),
                 *sin = k_global(a.step->rope_sin) + (size_t)t * (a.rope_dims / 2);
-    void *row = own_row_of(a.step, t, a.layer_offset, 2 * kv * dims, a.bf16);
+    bool f8 = a.kv == TD_F8E4M3, bf16 = a.kv == TD_BF16;
     float *y = k_lds<float>() + (size_t)k_wave() * dims;
     for (uint32_t h = k_wave(); h < kv; h += K_WAVES) {
         const float *k = a.k + ((size_t)t * kv + h) * dims, *v = a.v + ((size_t)t * kv + h) * dims;
         head_into(k, a.k_norm, a.eps, dims, a.rope_dims, a.interleave, cos, sin, y);
-        for (uint32_t i = k_lane(); i < dims; i += K_WAVE) {
-            store(row, a.bf16, h * dims + i, y[i]);
-            store(row, a.bf16, (kv + h) * dims + i, v[i]);
+        if (f8) {
+            f8_row to =
+                own_f8_row(a.step, t, a.layer_offset, 2 * kv * dims, a.scales_at, a.n_scales);
+            uint32_t each = (dims + TD_KV_SCALE_GROUP - 1) / TD_KV_SCALE_GROUP;
+            store_f8(to.codes + h * dims, to.scales + h * each, y, dims, 0, 1);
+            store_f8(to.codes + (kv + h) * dims, to.scales + (kv + h) * each, v, dims, 0, 1);
+        } else {
+            void *row = own_row_of(a.step, t, a.layer_offset, 2 * kv * dims, bf16);
+            for (uint32_t i = k_lane(); i < dims; i += K_WAVE) {
+                store(row, bf16, h * dims + i, y[i]);
+                store(row, bf16, (kv + h) * dims + i, v[i]);
+            }
         }
         k_wave_sync();
     }

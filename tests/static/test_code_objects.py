@@ -56,8 +56,8 @@ def wants(kernel):
     m = re.fullmatch(r"(?:gemm|gemm_silu|moe_up|moe_down)_(?:few|many)_(.).", kernel)
     if m:
         return {"b": "bf16", "f": "f32", "x": "scaled"}[m.group(1)]
-    m = re.fullmatch(r"(?:attend|index_score)_(bf16|f32)", kernel)
-    return m and m.group(1)
+    m = re.fullmatch(r"(?:attend|index_score)_(bf16|f32|f8)", kernel)
+    return m and m.group(1).replace("f8", "bf16")  # FP8 rows become BF16 operands
 
 
 def notes(path):
