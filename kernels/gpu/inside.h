@@ -62,7 +62,7 @@ void td_gpu_launch(td_queue *q, kernel_id k, uint64_t blocks, size_t lds_bytes, 
 /* At least bytes of device memory; NULL (and the queue has failed) when there is none. */
 void *td_gpu_scratch(td_queue *q, scratch *s, size_t bytes);
 
-/* The pool holds F32 or BF16, KV rows also FP8; other types fail the queue (-ENOTSUP) and give 0. */
+/* The pool holds F32 or BF16, KV rows also FP8; other types fail the queue and give 0: -ENOTSUP. */
 int td_gpu_pool_type(td_queue *q, td_dtype t, int fp8_too);
 
 static inline td_k_matrix td_gpu_matrix(const td_tensor *w)
