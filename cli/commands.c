@@ -12,15 +12,23 @@
 #include "rpc/frame.h"
 #include "base/banned.h"
 
+static int prefill_worker(int argc, char **argv)
+{
+    return td_prefill_worker_main("tandem prefill-worker", argc, argv);
+}
+
+static int decode_worker(int argc, char **argv)
+{
+    return td_decode_worker_main("tandem decode-worker", argc, argv);
+}
+
 const td_command td_commands[] = {
     {"serve", "MODEL", "start router, prefill and decode workers on this machine", TD_SEC_SERVE,
      td_cmd_serve},
     {"chat", "", "talk to a server in the terminal", TD_SEC_CHAT, td_cmd_chat},
     {"router", "", "run a router", TD_ROUTER_SECTIONS, td_router_main},
-    {"prefill-worker", "", "run a prefill worker", TD_SEC_COMMON | TD_SEC_PREFILL,
-     td_prefill_worker_main},
-    {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE,
-     td_decode_worker_main},
+    {"prefill-worker", "", "run a prefill worker", TD_SEC_COMMON | TD_SEC_PREFILL, prefill_worker},
+    {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE, decode_worker},
     {"keys", "DIR", "make the keys of a cluster: links between processes and machines", TD_SEC_KEYS,
      td_cmd_keys},
     {"model", "random CONFIG OUT", "write a random checkpoint of a config.json's shape",

@@ -3,5 +3,5 @@
 
 int main(int argc, char **argv)
 {
-    return td_decode_worker_main(argc - 1, argv + 1);
+    return td_decode_worker_main("tandem-decode-worker", argc - 1, argv + 1);
 }

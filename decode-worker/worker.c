@@ -137,29 +137,29 @@ static const _Atomic uint64_t *drops(const td_worker *w)
     return td_decode_mover_stats(((const decode *)w)->mover)->drops;
 }
 
-int td_decode_worker_main(int argc, char **argv)
+int td_decode_worker_main(const char *program, int argc, char **argv)
 {
-    static const td_worker_kind kind = {
-        .program = "tandem-decode-worker",
-        .usage = "tandem-decode-worker --model DIR --control ENDPOINT --kv-listen ENDPOINT",
-        .log_name = "decode",
-        .sections = TD_SEC_COMMON | TD_SEC_DECODE,
-        .decode = 1,
-        .extra_seqs = TD_DECODE_LOCAL_MAX,
-        .open_mover = open_mover,
-        .kv_endpoint = kv_endpoint,
-        .shm_offer = shm_offer,
-        .open_lane = open_lane,
-        .stop_lane = stop_lane,
-        .close_mover = close_mover,
-        .open_metrics = open_metrics,
-        .update_metrics = update_metrics,
-        .drops = drops};
+    static const td_worker_kind kind = {.usage =
+                                            "--model DIR --control ENDPOINT --kv-listen ENDPOINT",
+                                        .log_name = "decode",
+                                        .sections = TD_SEC_COMMON | TD_SEC_DECODE,
+                                        .decode = 1,
+                                        .extra_seqs = TD_DECODE_LOCAL_MAX,
+                                        .open_mover = open_mover,
+                                        .kv_endpoint = kv_endpoint,
+                                        .shm_offer = shm_offer,
+                                        .open_lane = open_lane,
+                                        .stop_lane = stop_lane,
+                                        .close_mover = close_mover,
+                                        .open_metrics = open_metrics,
+                                        .update_metrics = update_metrics,
+                                        .drops = drops};
     decode *d = calloc(1, sizeof *d);
     if (!d)
         return 1;
     td_decode_desk_init(&d->desk, &d->w.loop);
     d->w.kind = &kind;
+    d->w.program = program;
     d->w.desk = &d->desk.base;
     int status = td_worker_main(&d->w, argc, argv);
     free(d);

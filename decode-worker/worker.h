@@ -4,9 +4,10 @@
 #ifndef TD_DECODE_WORKER_WORKER_H
 #define TD_DECODE_WORKER_WORKER_H
 
-/* Run the service until SIGTERM. argv without the program's own name; options of the sections
+/* Run the service until SIGTERM. program: what was typed to start it, for --help and errors; kept.
+ * argv without it; options of the sections
  * common and decode. Ready as soon as the model is loaded, router or not: it is dialled for ever.
  * Returns the exit status. */
-int td_decode_worker_main(int argc, char **argv);
+int td_decode_worker_main(const char *program, int argc, char **argv);
 
 #endif

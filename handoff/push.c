@@ -80,6 +80,8 @@ struct td_pusher {
     td_bulk_part parts[SEGMENT_FRAMES_MAX + 4];
     td_mac *mac; /* when our KV link is private */
     td_push_stats stats;
+    uint8_t complained[PEERS_MAX][16]; /* epochs that shared memory did not reach: a ring */
+    uint32_t n_complained;
 };
 
 int td_pusher_open(const td_pusher_config *config, td_pusher **ret_pusher, td_err *reterr_err)
@@ -165,6 +167,24 @@ static int may_dial(td_pusher *p, const td_push_ticket *k, td_err *reterr_err)
                       k->endpoint);
 }
 
+/* A peer that nothing may be sent to is dropped with its push, and every attempt finds it anew: the
+ * complaint about one life of it is made once. */
+static uint8_t *complaint_about(td_pusher *p, const peer *e)
+{
+    for (uint32_t i = 0; i < PEERS_MAX; i++)
+        if (memcmp(p->complained[i], e->epoch, sizeof e->epoch) == 0)
+            return p->complained[i];
+    return NULL;
+}
+
+static int first_complaint(td_pusher *p, const peer *e)
+{
+    if (complaint_about(p, e))
+        return 0;
+    memcpy(p->complained[p->n_complained++ % PEERS_MAX], e->epoch, sizeof e->epoch);
+    return 1;
+}
+
 /* The blocks of this peer go over the socket, or nowhere when that is not allowed. name: of why, in
  * one word. tried: shared memory was not ruled out from the start. */
 static void over_socket(td_pusher *p, peer *e, const char *name, const char *why, int tried)
@@ -175,6 +195,8 @@ static void over_socket(td_pusher *p, peer *e, const char *name, const char *why
     e->line = NULL;
     e->ready = 1;
     e->is_out_of_reach = p->c.transport == TD_KV_SHM || (fallback && p->c.strict);
+    if ((fallback || e->is_out_of_reach) && !first_complaint(p, e))
+        return;
     if (fallback)
         count(&p->stats.fallbacks, 1);
     if (p->c.ops.on_transport)
@@ -215,6 +237,9 @@ static void run_line(td_pusher *p, peer *e, uint64_t now_us)
 {
     td_shm_line_state state = td_shm_line_run(e->line, now_us);
     if (state == TD_SHM_READY && !e->ready) {
+        uint8_t *old = complaint_about(p, e);
+        if (old)
+            memset(old, 0, sizeof e->epoch); /* a later failure is news */
         e->ready = 1;
         if (p->c.ops.on_transport)
             p->c.ops.on_transport(p->c.arg, e->endpoint, TD_KV_SHM, "", 0);

@@ -51,8 +51,9 @@ typedef struct td_push_ops {
     /* code: a td_code, 0 = committed and acked; reason: for people, "" when none; borrowed. */
     void (*on_done)(void *arg, void *user, uint32_t code, const char *reason,
                     const td_push_figures *figures);
-    /* How blocks go to one life of a decode worker, said once; NULL: nobody asks. why: of ZeroMQ,
-     * for people. fallback: 1 = shared memory should have worked; -1 = and must: pushes fail. */
+    /* How blocks go to one life of a decode worker, said when it changes and when a connection that
+     * had been closed is made again; NULL: nobody asks. why: of ZeroMQ, for people. fallback: 1 =
+     * shared memory should have worked; -1 = and must: pushes fail. Those two are said once. */
     void (*on_transport)(void *arg, const char *endpoint, td_kv_transport transport,
                          const char *why, int fallback);
 } td_push_ops;

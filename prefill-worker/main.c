@@ -3,5 +3,5 @@
 
 int main(int argc, char **argv)
 {
-    return td_prefill_worker_main(argc - 1, argv + 1);
+    return td_prefill_worker_main("tandem-prefill-worker", argc - 1, argv + 1);
 }

@@ -93,11 +93,9 @@ static const _Atomic uint64_t *drops(const td_worker *w)
     return td_prefill_mover_stats(((const prefill *)w)->mover)->drops;
 }
 
-int td_prefill_worker_main(int argc, char **argv)
+int td_prefill_worker_main(const char *program, int argc, char **argv)
 {
-    static const td_worker_kind kind = {.program = "tandem-prefill-worker",
-                                        .usage =
-                                            "tandem-prefill-worker --model DIR --control ENDPOINT",
+    static const td_worker_kind kind = {.usage = "--model DIR --control ENDPOINT",
                                         .log_name = "prefill",
                                         .sections = TD_SEC_COMMON | TD_SEC_PREFILL,
                                         .open_mover = open_mover,
@@ -112,6 +110,7 @@ int td_prefill_worker_main(int argc, char **argv)
         return 1;
     td_prefill_desk_init(&p->desk);
     p->w.kind = &kind;
+    p->w.program = program;
     p->w.desk = &p->desk.base;
     int status = td_worker_main(&p->w, argc, argv);
     free(p);

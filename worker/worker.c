@@ -528,11 +528,13 @@ int td_worker_main(td_worker *w, int argc, char **argv)
     const td_worker_kind *k = w->kind;
     if (td_options_parse(&w->options, k->sections, argc, argv, &err) < 0 ||
         td_options_at_most(&w->options, 0, &err) < 0) {
-        fprintf(stderr, "%s: %s\n", k->program, err.text);
+        fprintf(stderr, "%s: %s\n", w->program, err.text);
         return 2;
     }
     if (w->options.help) {
-        td_options_help(&w->options, k->usage, w->options.help_word, stdout);
+        char usage[160];
+        snprintf(usage, sizeof usage, "%s %s", w->program, k->usage);
+        td_options_help(&w->options, usage, w->options.help_word, stdout);
         td_options_done(&w->options);
         return 0;
     }

@@ -28,9 +28,9 @@ enum { TD_WORKER_CORES_MAX = 1024 };
 typedef struct td_worker td_worker;
 
 typedef struct td_worker_kind {
-    const char *program, *usage, *log_name;
-    uint32_t sections;   /* TD_SEC_ */
-    int decode;          /* role in HELLO */
+    const char *usage, *log_name; /* usage: without the program */
+    uint32_t sections;            /* TD_SEC_ */
+    int decode;                   /* role in HELLO */
     uint32_t extra_seqs; /* that a step can hold besides --max-seqs running ones; then also --chunk
                             rows besides those */
     int (*open_mover)(td_worker *w, td_err *err);   /* starts it */
@@ -47,6 +47,7 @@ typedef struct td_worker_kind {
 
 struct td_worker {
     const td_worker_kind *kind;
+    const char *program;  /* as it was typed */
     td_worker_desk *desk; /* the service's; its ops are set */
     td_options options;
     td_loop *loop;

@@ -335,10 +335,13 @@ static void cannot(td_kv_transport lender, int strict, int how, td_shm_offer *of
         assert_string_equal(e.reason, reason);
         assert_int_equal(e.fallback, -1);
         assert_true(is_untouched(&e));
+        td_pusher_run(e.pusher, td_now_us()); /* forgets the peer */
         grant(&e); /* and so does the next one, which tries anew */
-        commit(push(&e, offer));
+        commit(push(&e, how == NO_OFFER ? NULL : offer));
         until_done(&e);
         assert_int_equal(e.push_code, TD_FAILED_PRECONDITION);
+        assert_int_equal(e.n_said, 1); /* a log line an attempt would fill the log */
+        assert_int_equal(atomic_load(&td_pusher_get_stats(e.pusher)->fallbacks), how != NO_OFFER);
     } else {
         assert_int_equal(e.push_code, TD_OK);
         assert_int_equal(e.fallback, how != NO_OFFER);
