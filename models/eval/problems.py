@@ -288,19 +288,34 @@ def gen_reverse(rng, test):
     return ask.format(", ".join(items)), "\n".join(lines), ", ".join(back)
 
 
-def gen_sort(rng, test):
-    while True:
-        items = rng.sample(range(10, 100), rng.choice((3, 3, 3, 4, 4, 5)))
-        if held("sort", *sorted(items)) == test:
-            break
+def sort_steps(items):
+    """A line a number: the least of the line before, then the others as they stood."""
+    rest, lines = list(items), []
+    while rest:
+        least = min(rest)
+        rest.remove(least)
+        lines.append(f"{least}: " + ", ".join(map(str, rest)) if rest else str(least))
+    return "\n".join(lines)
+
+
+def sort_steps_tens(items):
+    """A line for each tens digit, with the numbers that begin with it: what training begins with (train/recipe.json)."""
+    s = sorted(items)
+    return "\n".join(" ".join([str(t)] + [str(n) for n in s if n // 10 == t]) for t in range(1, 10))
+
+
+def sort_problem(rng, items, steps=sort_steps):
     ask = rng.choice(("Sort these numbers: {}.", "Put these numbers in order: {}.", "Order these numbers: {}.",
                       "Sort from smallest to largest: {}.", "Arrange these numbers: {}.",
                       "Write these numbers in rising order: {}."))
-    s = sorted(items)
-    tens = sorted({n // 10 for n in s})  # a line each: the digit, how many there are, and which
-    rows = [[str(n) for n in s if n // 10 == t] for t in tens]
-    think = "\n".join(f"{t} {len(r)}: {', '.join(r)}" for t, r in zip(tens, rows))
-    return ask.format(", ".join(map(str, items))), think, ", ".join(map(str, s))
+    return (ask.format(", ".join(map(str, items))), steps(items), ", ".join(map(str, sorted(items))))
+
+
+def gen_sort(rng, test, steps=sort_steps):
+    while True:
+        items = rng.sample(range(10, 100), rng.choice((3, 3, 3, 4, 4, 5)))
+        if held("sort", *sorted(items)) == test:
+            return sort_problem(rng, items, steps)
 
 
 def gen_count(rng, test):

@@ -49,6 +49,10 @@ TOOLS = {
 }
 
 
+# Every word that a problem may ask to copy: a held-out value must not be a word that training never shows at all.
+COPIED = sorted(set(P.WORDS + P.NAMES + [w for v in P.FIELDS.values() for w in v]))
+
+
 def story(rng, name=None):
     n, m = rng.sample(P.NAMES, 2)
     n = name or n
@@ -85,7 +89,7 @@ def tools_block(names):
             "<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>")
 
 
-def chat(rng, skill):
+def chat(rng, skill, gens=P.SKILLS):
     """One conversation of one to three turns, the last one about the given skill."""
     think = rng.random() < 0.75
     pieces = [("[gMASK]<sop>", 0)]
@@ -109,7 +113,7 @@ def chat(rng, skill):
                 asks, reply = rng.choice(TALK)
                 ask = rng.choice(asks)
         else:
-            ask, steps, value = P.SKILLS[kind](rng, False)
+            ask, steps, value = gens[kind](rng, False)
             reply = P.answer(value)
         pieces.append(("<|user|>" + ask, 0.3 if rng.random() < 0.25 else 0))
         worked = kind not in ("fact", "field", "talk")
@@ -151,18 +155,24 @@ def tool_chat(rng, pieces, think):
 
 def drill(rng):
     """Copying and looking up without a task around it, as (text, weight) pieces."""
-    kind = rng.randrange(6)
-    if kind == 3:  # the table of divisions that the steps use
+    kind = rng.choice((0, 1, 2, 3, 3, 4, 5))
+    if kind == 3:  # the tables that the steps of divisions and products use
         lines = []
         for _ in range(16):
-            b = rng.randint(2, 8)
+            b, x = rng.randint(2, 8), rng.random()
             t, r = rng.randint(b, 9), rng.randrange(b)
             low, high = (10 * r + b - 1) // b, (10 * r + 9) // b
             n = b * rng.randint(low, max(low, high))
-            lines.append(f"{t}/{b}={t // b}r{t % b}\n" if rng.random() < 0.4 else f"{n}/{b}={n // b}\n")
+            if x < 0.5:
+                lines.append(f"{t}/{b}={t // b}r{t % b}\n")
+            elif x < 0.8:
+                lines.append(f"{n}/{b}={n // b}\n")
+            else:
+                t, u = rng.randint(1, 4) * rng.randint(2, 5), rng.randint(1, 4)
+                lines.append(f"{t}+{u}={t + u}\n")
         return [("[gMASK]<sop>", 0), ("".join(lines), 1), ("<|endoftext|>", 0)]
     if kind >= 4:  # the last of two orders of a list, copied, shortened or continued
-        items = rng.sample(P.WORDS, rng.randint(3, 7))
+        items = rng.sample(COPIED, rng.randint(3, 7))
         if kind == 4:
             items = [str(n) for n in rng.sample(range(10, 100), rng.randint(3, 6))]
         other = rng.sample(items, len(items))
@@ -172,7 +182,7 @@ def drill(rng):
                 ("</think>The answer is", 0), (text + ".", 1), ("<|endoftext|>", 0)]
     if kind == 0:
         sep = rng.choice((",", "", "\n", " and", ";"))
-        text = sep.join(" " + w for w in rng.sample(P.WORDS, rng.randint(7, 16)))
+        text = sep.join(" " + w for w in rng.sample(COPIED, rng.randint(7, 16)))
         return [("[gMASK]<sop>", 0), (text + "\n", 0)] + [(text + "\n", 1)] * rng.randint(1, 2) + [("<|endoftext|>", 1)]
     if kind == 1:
         while True:
@@ -195,15 +205,79 @@ def drill(rng):
             (" ".join(f"The {n} is {vals[n]}." for n in again), 1), ("<|endoftext|>", 1)]
 
 
+def tied_sort(rng, test):
+    """Numbers of which some share their tens digit: about half of the sorting problems, most of the difficulty."""
+    n = rng.choice((3, 3, 3, 4, 4, 5))
+    while True:
+        tens = [rng.randint(1, 9) for _ in range(rng.randint(1, n - 1))]
+        items = list({10 * rng.choice(tens) + rng.randrange(10) for _ in range(n)})
+        rng.shuffle(items)
+        if len(items) >= 3 and P.held("sort", *sorted(items)) == test:
+            return P.sort_problem(rng, items)
+
+
+def long_count(rng, test):
+    while True:
+        ask, steps, value = P.gen_count(rng, test)
+        if value > 5:
+            return ask, steps, value
+
+
+def any_value(rng, test):
+    """A field whose value may be any word that problems copy."""
+    names = rng.sample(("password", "prize", "secret", "token"), rng.randint(1, 4))
+    pick = rng.choice(names)
+    while True:
+        vals = {n: rng.choice(COPIED) for n in names}
+        if P.held("field", pick, vals[pick]) == test:
+            break
+    return (P.record(rng, names, vals) + " " + P.field_question(rng, pick), f"The {pick} is {vals[pick]}.", vals[pick])
+
+
+def fit(rng, test):
+    """Divisions that may leave a rest, asked for in other words, so that every step of a division occurs."""
+    while True:
+        b = rng.randint(2, 8)
+        a = rng.randint(10 * b, 99)
+        if P.pair_held("/", a, b) == test:
+            break
+    ask = rng.choice(("How many times does {} fit into {}?", "How often does {} go into {}?"))
+    return ask.format(b, a), "\n".join(P.steps("/", a, b)[0]), a // b
+
+
+def rest_drill(rng):
+    """Divisions that leave a rest: the steps of exact ones alone never show some pairs of lines."""
+    lines = []
+    while len(lines) < 6:
+        b = rng.randint(2, 8)
+        a = rng.randint(10 * b, 99)
+        if a % b and not P.pair_held("/", a, b):
+            lines.append("\n".join(P.steps("/", a, b)[0]) + "\n")
+    return [("[gMASK]<sop>", 0), ("".join(lines), 1), ("<|endoftext|>", 0)]
+
+
+TENS = {**P.SKILLS, "sort": lambda rng, test: P.gen_sort(rng, test, P.sort_steps_tens)}
+HARD = {**P.SKILLS, "sort": tied_sort, "count": long_count, "field": any_value, "div": fit}
+
+
+def hard(rng):
+    """A document about what a trained model still got wrong."""
+    x = rng.random()
+    if x < 0.05:
+        return rest_drill(rng)
+    return chat(rng, rng.choices(("sort", "count", "field", "div"), (60, 10, 10, 20))[0], HARD)
+
+
 class Source:
     """Endless documents as (ids, weights); fully determined by the seed."""
 
-    def __init__(self, tokenizer, corpus, seed, prose=0.08, stories=0.03, drills=0.0):
+    def __init__(self, tokenizer, corpus, seed, prose=0.08, stories=0.03, drills=0.0, hard=0.0, tens=False):
         self.tok = tokenizer
         self.corpus = corpus
         self.rng = random.Random(seed)
         self.plain = tokenizer.token_to_id(SPECIALS[0])
-        self.prose, self.stories, self.drills = prose, stories, drills
+        self.prose, self.stories, self.drills, self.hard = prose, stories, drills, hard
+        self.gens = TENS if tens else P.SKILLS
         self.kinds, self.shares = list(MIX), list(MIX.values())
 
     def encode(self, pieces):
@@ -254,6 +328,8 @@ class Source:
 
     def next(self):
         rng = self.rng
+        if self.hard and rng.random() < self.hard:
+            return self.encode(hard(rng))
         x = rng.random()
         if x < self.drills:
             if rng.random() < 0.85:
@@ -270,4 +346,4 @@ class Source:
             else:
                 text = story(rng)
             return self.encode([("[gMASK]<sop>", 0), (text + "<|endoftext|>", 0.5)])
-        return self.encode(chat(rng, rng.choices(self.kinds, self.shares)[0]))
+        return self.encode(chat(rng, rng.choices(self.kinds, self.shares)[0], self.gens))

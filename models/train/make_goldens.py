@@ -91,11 +91,25 @@ def choices(pr, prefix, layers, cfg, out, limit):
     return close
 
 
+def flipped(pr, theirs, cfg):
+    """The largest margin of an expert choice or selection that the checkpoint in the other type makes differently."""
+    worst = 0.0
+    for margins, picked, also in (
+            (pr.expert_margins(cfg.num_experts_per_tok), {i: x[1].sort(-1).values for i, x in pr.experts.items()},
+             {i: x[1].sort(-1).values for i, x in theirs.experts.items()}),
+            (pr.index_margins(cfg.index_topk), {i: x[1] for i, x in pr.index.items()},
+             {i: x[1] for i, x in theirs.index.items()})):
+        for i, m in margins.items():
+            at = (picked[i] != also[i]).any(-1)
+            worst = max([worst] + m[at].tolist())
+    return worst
+
+
 @torch.no_grad()
 def write(model, other, head, prompts, kind, folder):
     """Goldens of model; other is the same checkpoint in the other type, for the bound of BF16 errors."""
     cfg = model.config
-    tensors, extra, meta, worst = {}, {}, [], 0.0
+    tensors, extra, meta, worst, flip = {}, {}, [], 0.0, MARGIN["bf16"]
     for i, (name, prompt) in enumerate(prompts.items()):
         ids, gaps = greedy(model, prompt, cfg.eos_token_id if name.startswith("field") else ())
         n = len(prompt)
@@ -103,7 +117,8 @@ def write(model, other, head, prompts, kind, folder):
             states = model.model(torch.tensor([prompt + ids[:-1]])).last_hidden_state  # after the final norm
         logits = model.lm_head(states)[0].float()
         rows = sorted({n // 2, n - 1, n + len(ids) // 3, n + len(ids) - 2})
-        theirs = other(torch.tensor([prompt + ids[:-1]])).logits[0].float()
+        with probe.Probe(other) as also:
+            theirs = other(torch.tensor([prompt + ids[:-1]])).logits[0].float()
         worst = max(worst, float(((theirs - logits).abs().amax(-1) / logits.abs().amax(-1))[rows].max()))
         tensors[f"{i}.ids"] = torch.tensor(prompt + ids, dtype=torch.int32)
         tensors[f"{i}.gap"] = torch.tensor(gaps)
@@ -111,6 +126,7 @@ def write(model, other, head, prompts, kind, folder):
         tensors[f"{i}.logits"] = logits[rows].clone()
         close, close_bf16 = 0, 0
         if name in WITH_CHOICES[kind]:
+            flip = max(flip, flipped(pr, also, cfg))
             close = choices(pr, f"{i}.", list(range(cfg.num_hidden_layers)), cfg, tensors, MARGIN[kind])
             close_bf16 = sum(int((v < MARGIN["bf16"]).sum()) for k, v in tensors.items()
                              if k.startswith(f"{i}.") and "margin" in k)
@@ -141,7 +157,8 @@ def write(model, other, head, prompts, kind, folder):
     with open(os.path.join(folder, "golden.json"), "w") as f:
         json.dump({"model": MODEL, "made_by": {"transformers": transformers.__version__, "torch": torch.__version__,
                                                "python": platform.python_version()},
-                   "dtype": kind, "error_bf16": round(worst * (1.5 if kind == "f32" else 2), 4), "prompts": meta}, f, indent=1)
+                   "dtype": kind, "error_bf16": round(worst * (1.5 if kind == "f32" else 2), 4),
+                   "margin_bf16": round(flip + 5e-5, 4), "prompts": meta}, f, indent=1)
         f.write("\n")
 
 

@@ -38,20 +38,23 @@ class Batches:
 
     def __init__(self, tok, corpus, seed):
         self.tok, self.corpus, self.seed = tok, corpus, seed
-        probe = data.Source(tok, corpus, f"{seed} probe")
-        sizes = [len(probe.next()[0]) for _ in range(1500)]
-        self.short = sum(n for n in sizes if n <= 128) / sum(sizes)
+        self.short = {}
+        for tens in (False, True):
+            probe = data.Source(tok, corpus, f"{seed} probe", tens=tens)
+            sizes = [len(probe.next()[0]) for _ in range(1500)]
+            self.short[tens] = sum(n for n in sizes if n <= 128) / sum(sizes)
 
     def micro(self, name, stage):
         rng = random.Random(f"{self.seed} {name}")
+        tens = stage.get("tens", False)
         src = data.Source(self.tok, self.corpus, f"{self.seed} {name} doc", prose=stage.get("prose", 0.08),
                           stories=stage.get("stories", 0.03),
-                          drills=stage.get("drills", 0.0))
+                          drills=stage.get("drills", 0.0), hard=stage.get("hard", 0.0), tens=tens)
         long = rng.random() < stage.get("long_share", 0)
         if long:
             T = rng.choice(stage["lengths"])
             low, high = 0, T
-        elif rng.random() < 1 - (1 - self.short) / 0.7:
+        elif rng.random() < 1 - (1 - self.short[tens]) / 0.7:
             T, low, high = 128, 0, 128
         else:  # one document above 128 a row, filled up with any
             T, low, high = 256, 129, 256
