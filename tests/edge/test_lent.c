@@ -336,7 +336,7 @@ static void cannot(td_kv_transport lender, int strict, int how, td_shm_offer *of
         assert_int_equal(e.fallback, -1);
         assert_true(is_untouched(&e));
         td_pusher_run(e.pusher, td_now_us()); /* forgets the peer */
-        grant(&e); /* and so does the next one, which tries anew */
+        grant(&e);                            /* and so does the next one, which tries anew */
         commit(push(&e, how == NO_OFFER ? NULL : offer));
         until_done(&e);
         assert_int_equal(e.push_code, TD_FAILED_PRECONDITION);
