@@ -18,7 +18,7 @@
 /* dir/name with these bytes. */
 static inline void test_write_file(const char *dir, const char *name, const void *bytes, size_t n)
 {
-    char path[512];
+    char path[1024];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     FILE *f = fopen(path, "w");
     assert_non_null(f);
@@ -29,7 +29,7 @@ static inline void test_write_file(const char *dir, const char *name, const void
 /* The bytes of dir/name; caller frees. */
 static inline char *test_read_file(const char *dir, const char *name, size_t *ret_n)
 {
-    char path[512], *bytes = NULL;
+    char path[1024], *bytes = NULL;
     td_err err = {0};
     snprintf(path, sizeof path, "%s/%s", dir, name);
     if (td_file_read(path, 1 << 28, &bytes, ret_n, &err) < 0)

@@ -5,35 +5,25 @@
 
 #include <errno.h>
 
-#include "base/file.h"
+#include "engine/model_files.h"
 #include "engine/quant.h"
+#include "tests/files_util.h"
 
 static char dir[64];
-
-static void put(const char *name, const char *bytes, size_t n)
-{
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    fwrite(bytes, 1, n, f);
-    fclose(f);
-}
 
 /* Copy a file of the model; replace text by text of the same length, when it is there. */
 static int copy(const char *model, const char *name, const char *from, const char *to)
 {
-    char path[512], *bytes = NULL;
+    char from_dir[512];
     size_t n = 0;
-    td_err err = {0};
-    snprintf(path, sizeof path, "%s/tests/goldens/models/%s/%s", TD_SOURCE_DIR, model, name);
-    assert_int_equal(td_file_read(path, 1 << 24, &bytes, &n, &err), 0);
+    snprintf(from_dir, sizeof from_dir, "%s/tests/goldens/models/%s", TD_SOURCE_DIR, model);
+    char *bytes = test_read_file(from_dir, name, &n);
     char *at = from ? memmem(bytes, n, from, strlen(from)) : NULL;
     if (at) {
         assert_int_equal(strlen(from), strlen(to));
         memcpy(at, to, strlen(to));
     }
-    put(name, bytes, n);
+    test_write_file(dir, name, bytes, n);
     free(bytes);
     return at != NULL;
 }
@@ -42,7 +32,6 @@ static td_err opened(const char *model, const char *from, const char *to)
 { /* text empty: it loaded */
     td_model *m = NULL;
     td_err err = {0};
-    char cmd[128];
     snprintf(dir, sizeof dir, "/tmp/td_test_quant_XXXXXX");
     assert_non_null(mkdtemp(dir));
     int n = copy(model, "config.json", from, to) + copy(model, "model.safetensors", from, to);
@@ -57,8 +46,7 @@ static td_err opened(const char *model, const char *from, const char *to)
     if (td_model_open(dir, &o, &m, &err) >= 0)
         err = (td_err){0};
     td_model_free(m);
-    snprintf(cmd, sizeof cmd, "rm -r %s", dir);
-    assert_int_equal(system(cmd), 0);
+    td_model_files_remove(dir);
     return err;
 }
 

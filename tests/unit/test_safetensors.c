@@ -7,8 +7,9 @@
 #include <errno.h>
 #include <sys/stat.h>
 
-#include "base/file.h"
+#include "engine/model_files.h"
 #include "engine/safetensors.h"
+#include "tests/files_util.h"
 
 #define ENTRY(name, dtype, shape, a, b)                                                            \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #a "," #b "]" \
@@ -123,21 +124,11 @@ static void a_file_cut_anywhere_is_refused(void **state)
 
 static char dir[64];
 
-static void put(const char *name, const void *bytes, size_t n)
-{
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    fwrite(bytes, 1, n, f);
-    fclose(f);
-}
-
 static void shards(const char *index, const char *named)
 {
     td_st *st = NULL;
     td_err err = {0};
-    put("model.safetensors.index.json", index, strlen(index));
+    test_write_file(dir, "model.safetensors.index.json", index, strlen(index));
     int r = td_st_open(dir, &st, &err);
     if (named && (r >= 0 || !strstr(err.text, named)))
         fail_msg("%s: result %d, text \"%s\" does not name %s", index, r, err.text, named);
@@ -152,8 +143,8 @@ static void an_index_names_its_own_shards_only(void **state)
          b = make("{" ENTRY("b", "F32", "1", 0, 4) "}", 4);
     snprintf(dir, sizeof dir, "/tmp/td_test_st_XXXXXX");
     assert_non_null(mkdtemp(dir));
-    put("one.safetensors", a.bytes, a.n);
-    put("two.safetensors", b.bytes, b.n);
+    test_write_file(dir, "one.safetensors", a.bytes, a.n);
+    test_write_file(dir, "two.safetensors", b.bytes, b.n);
     shards("{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}", NULL);
     shards("{\"weight_map\":{\"a\":\"one.safetensors\"}}", NULL);
     shards("{\"weight_map\":{\"a\":\"two.safetensors\"}}", "tensor b");
@@ -168,31 +159,25 @@ static void an_index_names_its_own_shards_only(void **state)
     snprintf(cmd, sizeof cmd, "%s/link.safetensors", dir);
     assert_int_equal(symlink("one.safetensors", cmd), 0);
     shards("{\"weight_map\":{\"a\":\"link.safetensors\"}}", "link.safetensors"); /* O_NOFOLLOW */
-    snprintf(cmd, sizeof cmd, "rm -r %s", dir);
-    assert_int_equal(system(cmd), 0);
+    td_model_files_remove(dir);
 }
 
 /* Copies of a good model with one tensor's entry changed by text of the same length. */
 static void model_with(const char *from, const char *to, const char *named)
 {
-    const char *src = TD_SOURCE_DIR "/tests/goldens/models/glm-shared";
-    char path[512], *bytes = NULL;
+    static const char src[] = TD_SOURCE_DIR "/tests/goldens/models/glm-shared";
     size_t n = 0;
     td_err err = {0};
     td_model *m = NULL;
     snprintf(dir, sizeof dir, "/tmp/td_test_st_XXXXXX");
     assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/config.json", src);
-    assert_int_equal(td_file_read(path, 1 << 20, &bytes, &n, &err), 0);
-    put("config.json", bytes, n);
-    free(bytes);
-    snprintf(path, sizeof path, "%s/model.safetensors", src);
-    assert_int_equal(td_file_read(path, 1 << 24, &bytes, &n, &err), 0);
+    test_copy_file(src, dir, "config.json");
+    char *bytes = test_read_file(src, "model.safetensors", &n);
     char *at = memmem(bytes, n, from, strlen(from));
     assert_non_null(at);
     assert_int_equal(strlen(from), strlen(to));
     memcpy(at, to, strlen(to));
-    put("model.safetensors", bytes, n);
+    test_write_file(dir, "model.safetensors", bytes, n);
     free(bytes);
     td_model_options o = {.isa = "ref",
                           .act = TD_BF16,
@@ -203,8 +188,7 @@ static void model_with(const char *from, const char *to, const char *named)
     int r = td_model_open(dir, &o, &m, &err);
     if (r >= 0 || !strstr(err.text, named))
         fail_msg("%s -> %s: result %d, text \"%s\" does not name %s", from, to, r, err.text, named);
-    snprintf(path, sizeof path, "rm -r %s", dir);
-    assert_int_equal(system(path), 0);
+    td_model_files_remove(dir);
 }
 
 static void tensors_must_fit_the_configuration(void **state)
