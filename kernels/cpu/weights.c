@@ -135,7 +135,7 @@ static float element(const td_weight_src *s, size_t at)
         return f;
     }
     memcpy(&h, (const char *)s->base + at * 2, 2);
-    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : td_ref_f16_to_f32(h);
+    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : td_f16_to_f32(h);
 }
 
 static void fill_f32(uint8_t *dst, const td_weight_src *s, size_t at, uint32_t k)

@@ -103,19 +103,6 @@ void td_ref_copy(td_queue *q, void *dst, const void *src, size_t bytes)
     memcpy(dst, src, bytes);
 }
 
-float td_ref_f16_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023u;
-    if (e == 0) {
-        float f = (float)m * 5.9604644775390625e-8f; /* 2^-24 */
-        return sign ? -f : f;
-    }
-    uint32_t u = sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
 static float element(const td_weight_src *s, size_t at)
 {
     uint16_t h;
@@ -125,7 +112,7 @@ static float element(const td_weight_src *s, size_t at)
         return f;
     }
     memcpy(&h, (const char *)s->base + at * 2, 2);
-    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : td_ref_f16_to_f32(h);
+    return s->dtype == TD_BF16 ? ref_bf16_to_f32(h) : td_f16_to_f32(h);
 }
 
 static td_tensor *tensor_new(uint32_t slabs, uint32_t n, uint32_t k, size_t floats)
@@ -171,30 +158,6 @@ static int ref_weight_new(td_weight_format format, uint32_t n_slabs, uint32_t n,
     return 0;
 }
 
-void td_ref_decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims,
-                       size_t stride, float *dst)
-{
-    const uint8_t *row = (const uint8_t *)s->base + at;
-    if (s->dtype == TD_U8) {
-        const uint8_t *scales = (const uint8_t *)s->scales + (size_t)n * (k_dims / TD_MX_GROUP);
-        float x[TD_MX_GROUP];
-        for (uint32_t g = 0; g < k_dims / TD_MX_GROUP; g++) {
-            td_mx_decode(row + (size_t)g * (TD_MX_GROUP / 2), scales[g], x);
-            for (uint32_t i = 0; i < TD_MX_GROUP; i++)
-                dst[((size_t)g * TD_MX_GROUP + i) * stride] = x[i];
-        }
-        return;
-    }
-    uint32_t blocks = (k_dims + TD_FP8_BLOCK - 1) / TD_FP8_BLOCK;
-    const uint8_t *scales =
-        (const uint8_t *)s->scales + (size_t)(n / TD_FP8_BLOCK) * blocks * sizeof(float);
-    for (uint32_t k = 0; k < k_dims; k++) {
-        float scale;
-        memcpy(&scale, scales + (size_t)(k / TD_FP8_BLOCK) * sizeof scale, sizeof scale);
-        dst[(size_t)k * stride] = td_e4m3_to_f32(row[k]) * scale;
-    }
-}
-
 static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n_rows,
                             const td_weight_src *src)
 {
@@ -205,7 +168,8 @@ static void ref_weight_fill(td_tensor *w, uint32_t slab, uint32_t n0, uint32_t n
         float *dst = w->data + ((size_t)slab * w->n_panels + n / LANES) * w->k * LANES + n % LANES;
         size_t at = slab * src->slab_stride + (n - n0) * src->n_stride;
         if (quantised) {
-            td_ref_decode_row(src, at, n, w->k, LANES, dst);
+            (w->format == TD_W_FP8 ? td_fp8_decode_row : td_mx_decode_row)(
+                (const uint8_t *)src->base + at, src->scales, n, w->k, LANES, dst);
             if (w->format == TD_W_MXFP4)
                 td_ref_mx_fill((ref_mx *)w, slab, n, (const uint8_t *)src->base + at,
                                (const uint8_t *)src->scales + (size_t)n * (w->k / TD_MX_GROUP));

@@ -74,11 +74,6 @@ static inline float ref_round(td_dtype t, float f)
     return t == TD_BF16 ? ref_bf16_to_f32(ref_f32_to_bf16(f)) : f;
 }
 
-float td_ref_f16_to_f32(uint16_t h);
-/* Row n of a quantised slab whose bytes begin at s->base + at: k values, stride apart. */
-void td_ref_decode_row(const td_weight_src *s, size_t at, uint32_t n, uint32_t k_dims,
-                       size_t stride, float *dst);
-
 /* Fixed tree over 16 lane sums: vectors pairwise, then lanes pairwise. */
 static inline float ref_join(const v4 s[4])
 {
