@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/strbuf.h"
+#include "bench/figures.h"
 #include "bench/server.h"
 #include "net/http.h"
 #include "base/banned.h"

@@ -16,12 +16,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/bug.h"
 #include "base/clock.h"
 #include "base/err.h"
+#include "bench/figures.h"
 #include "handoff/push.h"
 #include "handoff/receive.h"
 #include "rpc/link.h"
@@ -321,42 +321,13 @@ static result run_once(bench *b, int fd, const order *o)
 
 /* ---- figures ---- */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static void make_stamp(char *out, size_t n)
-{
-    char cpu[128] = "?", commit[64] = "?", line[256], day[16];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %127[^\n]", cpu) == 1)
-            break;
-    if (f)
-        fclose(f);
-    FILE *g = popen("git rev-parse --short=12 HEAD 2>/dev/null", "r");
-    if (g && fgets(commit, sizeof commit, g))
-        commit[strcspn(commit, "\n")] = 0;
-    if (g)
-        pclose(g);
-    for (char *p = cpu; *p; p++)
-        if (*p == ',')
-            *p = ' ';
-    time_t t = time(NULL);
-    struct tm tm;
-    strftime(day, sizeof day, "%Y-%m-%d", gmtime_r(&t, &tm));
-    snprintf(out, n, "%s,%s,%s x%ld", day, commit, cpu, sysconf(_SC_NPROCESSORS_ONLN));
-}
-
 static void report(bench *b)
 {
     char stamp[300];
     FILE *csv = fopen(b->out, "w");
     if (!csv)
         die(b->out, td_errno_text(errno));
-    make_stamp(stamp, sizeof stamp);
+    bench_stamp(stamp, sizeof stamp);
     fprintf(csv, "day,commit,machine,way,bytes,rounds,ms_p50,ms_p10,ms_p90,gb_per_s,times_ipc,"
                  "cpu_ms_p50,cpu_times_ipc\n");
     printf("%s, %u rounds\n\n        bytes      way  ms p50     p10     p90    GB/s  times ipc  "
@@ -366,8 +337,8 @@ static void report(bench *b)
     for (int s = 0; s < SIZES; s++) {
         double bytes = (double)b->sizes[s] * (double)b->layout.block_bytes;
         for (int w = 0; w < WAYS; w++) {
-            qsort(b->ms[w][s], b->rounds, sizeof(double), by_value);
-            qsort(b->cpu[w][s], b->rounds, sizeof(double), by_value);
+            qsort(b->ms[w][s], b->rounds, sizeof(double), bench_by_value);
+            qsort(b->cpu[w][s], b->rounds, sizeof(double), bench_by_value);
         }
         for (int w = 0; w < WAYS; w++) {
             const double *v = b->ms[w][s];
