@@ -64,6 +64,7 @@ static void answer_hello(void)
         send_welcome(&route);
         usleep(50000);
     }
+    zmq_msg_close(&route);
     zmq_msg_close(&preamble);
     zmq_msg_close(&body);
 }
