@@ -12,28 +12,16 @@
 #include "base/cleanup.h"
 #include "base/file.h"
 #include "cli/cli.h"
+#include "engine/options.h"
 
 #include "base/banned.h"
 
 enum { ROWS = 1024, SEQS = 16, TEXT_MAX = 1 << 30 };
 
-static td_dtype dtype(const td_options *o, td_opt id)
-{
-    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
-}
-
 int td_eval_open(const char *dir, const td_options *o, const td_device *device, uint32_t rows,
                  td_eval_model *ret, td_err *reterr_err)
 {
-    td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .backend = td_device_backend(device),
-                           .act = dtype(o, TD_OPT_ID_ACT),
-                           .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
-                           .act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0,
-                           .kv = dtype(o, TD_OPT_ID_KV),
-                           .index = dtype(o, TD_OPT_ID_INDEX),
-                           .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
-                           .n_ranks = 1};
+    td_model_options mo = td_model_options_from(o, device);
     td_engine_limits limits = {.max_rows = rows, .max_seqs = SEQS};
     *ret = (td_eval_model){.rows = rows};
     int r = td_model_open(dir, &mo, &ret->model, reterr_err);
@@ -183,10 +171,9 @@ static int run_problems(run *r, const char *path)
 
 static int open_device(run *r)
 {
-    const char *word = td_opt_str(r->o, TD_OPT_ID_DEVICE);
-    td_device_spec spec = {.word = word, .isa = td_opt_str(r->o, TD_OPT_ID_ISA)};
+    td_device_spec spec = td_device_spec_from(r->o);
     int code = td_device_open(&spec, &r->device, &r->err);
-    if (code >= 0 && strcmp(word, "cpu") != 0)
+    if (code >= 0 && strcmp(spec.word, "cpu") != 0)
         fprintf(stderr, "tandem eval: device %s\n", td_device_text(r->device));
     return code;
 }

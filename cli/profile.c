@@ -6,14 +6,8 @@
 
 #include "base/hash.h"
 #include "base/options.h"
-#include "engine/device.h"
-#include "engine/model.h"
+#include "engine/options.h"
 #include "base/banned.h"
-
-static td_dtype dtype(const td_options *o, td_opt id)
-{
-    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
-}
 
 static void print_model(const td_model *m)
 {
@@ -31,25 +25,14 @@ static int print_profile(const td_options *o, const char *dir)
     td_err err = {0};
     td_model *m = NULL;
     td_device *device = NULL;
-    td_device_spec spec = {.word = td_opt_str(o, TD_OPT_ID_DEVICE),
-                           .isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT)};
+    td_device_spec spec = td_device_spec_from(o);
     if (td_device_open(&spec, &device, &err) < 0) {
         fprintf(stderr, "tandem profile: %s\n", err.text);
         return TD_EXIT_FAILED;
     }
     if (strcmp(spec.word, "cpu") != 0)
         fprintf(stderr, "tandem profile: device %s\n", td_device_text(device));
-    td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .backend = td_device_backend(device),
-                           .act = dtype(o, TD_OPT_ID_ACT),
-                           .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
-                           .act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0,
-                           .kv = dtype(o, TD_OPT_ID_KV),
-                           .index = dtype(o, TD_OPT_ID_INDEX),
-                           .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
-                           .n_ranks = 1,
-                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT)};
+    td_model_options mo = td_model_options_from(o, device);
     int r = td_model_open(dir, &mo, &m, &err);
     if (r < 0)
         fprintf(stderr, "tandem profile: %s\n", err.text);

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/prefix.h"
 #include "base/rand.h"
+#include "engine/options.h"
 #include "base/banned.h"
 
 enum { RING_ITEMS = 8192, ALONE_US = 3000000 };
@@ -275,24 +276,15 @@ static void on_progress(void *arg, const char *stage, double fraction)
     td_service_status(w->service, text);
 }
 
-static td_dtype dtype_of(const td_options *o, td_opt id)
-{
-    return (td_dtype)td_row_type(td_opt_str(o, id)); /* the option's words are its words */
-}
-
 static int open_device(td_worker *w, td_err *err)
 {
-    const td_options *o = &w->options;
-    const char *word = td_opt_str(o, TD_OPT_ID_DEVICE);
-    td_device_spec spec = {.word = word,
-                           .isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT)};
+    td_device_spec spec = td_device_spec_from(&w->options);
     int r = td_device_open(&spec, &w->device, err);
     if (r < 0)
         return r;
-    if (strcmp(word, "cpu") != 0)
+    if (strcmp(spec.word, "cpu") != 0)
         td_log(td_device_is_fallback(w->device) ? TD_LOG_WARN : TD_LOG_INFO, "device",
-               "asked=%s took=\"%s\"", word, td_device_text(w->device));
+               "asked=%s took=\"%s\"", spec.word, td_device_text(w->device));
     return 0;
 }
 
@@ -330,20 +322,11 @@ static int open_engine(td_worker *w, td_err *err)
     r = r < 0 ? r : open_tuning(w, dir, err);
     if (r < 0)
         return r;
-    td_model_options mo = {.isa = td_opt_str(o, TD_OPT_ID_ISA),
-                           .backend = td_device_backend(w->device),
-                           .act = dtype_of(o, TD_OPT_ID_ACT),
-                           .act_i8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "i8") == 0,
-                           .act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0,
-                           .kv = dtype_of(o, TD_OPT_ID_KV),
-                           .index = dtype_of(o, TD_OPT_ID_INDEX),
-                           .n_threads = (uint32_t)td_opt_int(o, TD_OPT_ID_THREADS),
-                           .cores = w->n_cores ? w->cores : NULL,
-                           .n_cores = w->n_cores,
-                           .n_ranks = 1,
-                           .strict = td_opt_bool(o, TD_OPT_ID_STRICT),
-                           .progress = on_progress,
-                           .progress_arg = w};
+    td_model_options mo = td_model_options_from(o, w->device);
+    mo.cores = w->n_cores ? w->cores : NULL;
+    mo.n_cores = w->n_cores;
+    mo.progress = on_progress;
+    mo.progress_arg = w;
     r = td_model_open(dir, &mo, &w->model, err);
     if (r < 0)
         return r;
