@@ -65,6 +65,13 @@ void td_check_fail(td_check *c, const char *fmt, ...)
     longjmp(c->out, 1);
 }
 
+void td_check_skip(td_check *c, const char *why)
+{
+    snprintf(c->result->text, sizeof c->result->text, "%s", why);
+    c->result->skipped = 1;
+    longjmp(c->out, 1);
+}
+
 void td_check_near(td_check *c, double got, double want, double tolerance, const char *what,
                    size_t at)
 {
@@ -90,6 +97,15 @@ void td_check_match(td_check *c, const void *a, const void *b, size_t n, const c
         if (x[i] != y[i])
             td_check_fail(c, "%s:%d: byte %zu of %zu of %s is %02x, not %02x", file, line, i, n,
                           what, x[i], y[i]);
+}
+
+void td_check_bits(td_check *c, const void *p, size_t n)
+{
+    const uint8_t *b = p;
+    uint64_t h = c->result->bits ^ n; /* FNV-1a */
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ b[i]) * 0x100000001b3u;
+    c->result->bits = h;
 }
 
 static size_t room_of(size_t bytes)
@@ -155,6 +171,7 @@ td_queue *td_check_queue(td_check *c, td_dtype act, uint32_t threads)
     td_err err = {0};
     td_backend_options o = {.act = act,
                             .act_i8 = c->i8,
+                            .act_fp8 = c->fp8,
                             .n_threads = threads,
                             .max_rows = 64,
                             .max_context = 4096,
@@ -208,63 +225,138 @@ td_tensor *td_check_weight(td_check *c, const float *w, uint32_t slabs, uint32_t
     return td_check_weight_as(c, TD_W_F32, w, slabs, n, k);
 }
 
-/* Codes of one matrix and their scales; NaN codes are avoided. */
-static void draw_codes(td_check *c, int mx, uint8_t *codes, size_t n_codes, uint8_t *e8m0,
-                       float *scales, size_t n_scales)
+/* [rows][columns] of a matrix's scales, and bytes of a row of its codes. */
+static uint32_t scale_rows(td_weight_format f, uint32_t n)
 {
-    for (size_t i = 0; i < n_scales; i++) {
-        e8m0[i] = (uint8_t)(123 + td_rng_below(&c->rng, 8));
-        scales[i] = 0.01f + 0.1f * fabsf(td_check_value(c, 0));
-    }
-    for (size_t i = 0; i < n_codes; i++) {
-        codes[i] = (uint8_t)td_rng_next(&c->rng);
-        if (!mx && (codes[i] & 0x7f) == 0x7f)
-            codes[i] ^= 1;
-    }
+    return f == TD_W_MXFP4 ? n : (n + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
+}
+
+static uint32_t scale_columns(td_weight_format f, uint32_t k)
+{
+    uint32_t group = f == TD_W_MXFP4 ? TD_MX_GROUP : TD_FP8_BLOCK;
+    return (k + group - 1) / group;
+}
+
+static size_t code_bytes(td_weight_format f, uint32_t k)
+{
+    return f == TD_W_MXFP4 ? k / 2 : k;
 }
 
 /* What the codes and scales of one matrix stand for. */
-static void values_of(int mx, uint32_t n, uint32_t k, const uint8_t *codes, const uint8_t *e8m0,
+static void values_of(const td_check_quant *q, const uint8_t *codes, const uint8_t *e8m0,
                       const float *scales, double *ret_values)
 {
-    uint32_t across = mx ? k / TD_MX_GROUP : (k + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
-    size_t row = mx ? k / 2 : k;
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < k; j++)
-            if (mx) {
+    uint32_t across = scale_columns(q->format, q->k);
+    size_t row = code_bytes(q->format, q->k);
+    for (uint32_t i = 0; i < q->n; i++)
+        for (uint32_t j = 0; j < q->k; j++)
+            if (q->format == TD_W_MXFP4) {
                 uint8_t e = codes[i * row + j / 2] >> (j % 2 * 4) & 15;
-                ret_values[(size_t)i * k + j] =
+                ret_values[(size_t)i * q->k + j] =
                     0.5 * td_e2m1_doubled[e] * ldexp(1, e8m0[i * across + j / 32] - 127);
             } else {
-                ret_values[(size_t)i * k + j] = (double)td_e4m3_to_f32(codes[i * row + j]) *
-                                                (double)scales[i / 128 * across + j / 128];
+                ret_values[(size_t)i * q->k + j] = (double)td_e4m3_to_f32(codes[i * row + j]) *
+                                                   (double)scales[i / 128 * across + j / 128];
             }
+}
+
+/* NaN codes are avoided. */
+void td_check_quant_draw(td_check *c, td_weight_format format, uint32_t slabs, uint32_t n,
+                         uint32_t k, td_check_quant *ret, double *ret_values)
+{
+    size_t n_codes = n * code_bytes(format, k),
+           n_scales = (size_t)scale_rows(format, n) * scale_columns(format, k);
+    *ret = (td_check_quant){.format = format, .slabs = slabs, .n = n, .k = k};
+    ret->codes = need(c, malloc(slabs * n_codes));
+    ret->e8m0 = need(c, malloc(slabs * n_scales));
+    ret->scales = need(c, malloc(slabs * n_scales * sizeof(float)));
+    for (uint32_t s = 0; s < slabs; s++) {
+        uint8_t *codes = ret->codes + s * n_codes, *e8m0 = ret->e8m0 + s * n_scales;
+        float *scales = ret->scales + s * n_scales;
+        for (size_t i = 0; i < n_scales; i++) {
+            e8m0[i] = (uint8_t)(123 + td_rng_below(&c->rng, 8));
+            scales[i] = 0.01f + 0.1f * fabsf(td_check_value(c, 0));
+        }
+        for (size_t i = 0; i < n_codes; i++) {
+            codes[i] = (uint8_t)td_rng_next(&c->rng);
+            if (format == TD_W_FP8 && (codes[i] & 0x7f) == 0x7f)
+                codes[i] ^= 1;
+        }
+        if (ret_values)
+            values_of(ret, codes, e8m0, scales, ret_values + (size_t)s * n * k);
+    }
+}
+
+/* A rank's own scales: they lie as those of a matrix [n][k]. */
+static void cut_scales(const td_check_quant *q, uint32_t s, uint32_t n0, uint32_t n, uint32_t k0,
+                       uint32_t k, uint8_t *ret)
+{
+    size_t each = q->format == TD_W_MXFP4 ? 1 : sizeof(float);
+    uint32_t rows = scale_rows(q->format, n), across = scale_columns(q->format, k),
+             all = scale_columns(q->format, q->k),
+             first = s * scale_rows(q->format, q->n) + scale_rows(q->format, n0);
+    const uint8_t *from = q->format == TD_W_MXFP4 ? q->e8m0 : (const uint8_t *)q->scales;
+    for (uint32_t r = 0; r < rows; r++)
+        memcpy(ret + r * across * each,
+               from + ((size_t)(first + r) * all + scale_columns(q->format, k0)) * each,
+               across * each);
+}
+
+td_tensor *td_check_quant_part(td_check *c, const td_check_quant *q, uint32_t n0, uint32_t n,
+                               uint32_t k0, uint32_t k)
+{
+    int mx = q->format == TD_W_MXFP4;
+    TD_BUG_ON(mx ? k0 % TD_MX_GROUP : n0 % TD_FP8_BLOCK || k0 % TD_FP8_BLOCK);
+    td_tensor *t = new_weight(c, q->format, q->slabs, n, k);
+    uint8_t *scales =
+        need(c, malloc((size_t)scale_rows(q->format, n) * scale_columns(q->format, k) * 4));
+    size_t row = code_bytes(q->format, q->k);
+    td_weight_src src = {
+        .dtype = mx ? TD_U8 : TD_F8E4M3, .scales = scales, .n_stride = row, .k_stride = 1};
+    for (uint32_t s = 0; s < q->slabs; s++) {
+        cut_scales(q, s, n0, n, k0, k, scales);
+        src.base = q->codes + ((size_t)s * q->n + n0) * row + code_bytes(q->format, k0);
+        c->be->weight_fill(t, s, 0, n, &src);
+    }
+    free(scales);
+    return t;
+}
+
+void td_check_quant_done(td_check_quant *q)
+{
+    free(q->codes);
+    free(q->e8m0);
+    free(q->scales);
+    *q = (td_check_quant){0};
 }
 
 td_tensor *td_check_codes(td_check *c, td_weight_format format, uint32_t slabs, uint32_t n,
                           uint32_t k, double *ret_values)
 {
-    int mx = format == TD_W_MXFP4;
-    uint32_t across = mx ? k / TD_MX_GROUP : (k + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK,
-             down = mx ? n : (n + TD_FP8_BLOCK - 1u) / TD_FP8_BLOCK;
-    size_t row = mx ? k / 2 : k, n_scales = (size_t)across * down;
-    td_tensor *t = new_weight(c, format, slabs, n, k);
-    uint8_t *codes = need(c, malloc(n * row)), *e8m0 = need(c, malloc(n_scales));
-    float *scales = need(c, malloc(n_scales * sizeof *scales));
-    td_weight_src src = {.dtype = mx ? TD_U8 : TD_F8E4M3,
-                         .base = codes,
-                         .scales = mx ? (const void *)e8m0 : scales,
-                         .n_stride = row,
-                         .k_stride = 1};
-    for (uint32_t s = 0; s < slabs; s++) {
-        draw_codes(c, mx, codes, n * row, e8m0, scales, n_scales);
-        values_of(mx, n, k, codes, e8m0, scales, ret_values + (size_t)s * n * k);
-        c->be->weight_fill(t, s, 0, n, &src);
-    }
-    free(codes);
-    free(e8m0);
-    free(scales);
+    td_check_quant q;
+    td_check_quant_draw(c, format, slabs, n, k, &q, ret_values);
+    td_tensor *t = td_check_quant_part(c, &q, 0, n, 0, k);
+    td_check_quant_done(&q);
     return t;
+}
+
+void td_check_ocp(const float *a, uint32_t k, double *ret)
+{
+    for (uint32_t g = 0; g < k; g += 32) {
+        double most = 0;
+        for (uint32_t i = g; i < g + 32; i++)
+            most = fmax(most, fabs((double)a[i]));
+        /* scale by the exponent of the largest magnitude less 8 (that of 448), elements with 3 bits
+         * of mantissa down to 2^-9, ties to even */
+        int e = most > 0 ? ilogb(most) - 8 : -127;
+        e = e < -127 ? -127 : e;
+        for (uint32_t i = g; i < g + 32; i++) {
+            double v = ldexp((double)a[i], -e), size = fabs(v);
+            int step = size < 0x1p-6 ? -9 : ilogb(size) - 3;
+            size = fmin(ldexp(nearbyint(ldexp(size, -step)), step), 448);
+            ret[i] = ldexp(copysign(size, v), e);
+        }
+    }
 }
 
 td_tensor *td_check_vector(td_check *c, const float *w, uint32_t n)

@@ -22,10 +22,11 @@ typedef struct td_check_target {
 } td_check_target;
 
 typedef struct td_check_result {
-    int failed;
+    int failed, skipped;     /* skipped: the backend has nothing of what is checked */
     char text[320];          /* why */
     uint64_t n;              /* numbers compared with float64 */
     double error, tolerance; /* of the one that came nearest to its tolerance */
+    uint64_t bits;           /* of outputs that lane orders and launch plans must not change */
 } td_check_result;
 
 typedef struct td_check td_check; /* a check that runs */

@@ -20,7 +20,7 @@ struct td_check {
     const td_check_target *target;
     const td_backend *be;
     td_rng rng;
-    int i8;       /* operands that meet MXFP4 weights become int8 */
+    int i8, fp8;  /* operands that meet MXFP4 weights become int8, e4m3 */
     double wider; /* how much more a sum by matrix instructions may err */
     td_check_buf bufs[TD_CHECK_BUFS];
     size_t n_bufs;
@@ -34,6 +34,8 @@ void td_check_drop(td_check *c); /* frees, looks at nothing */
 
 void td_check_fail(td_check *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3), noreturn));
+/* The backend has nothing of this check: "why". */
+void td_check_skip(td_check *c, const char *why) __attribute__((noreturn));
 /* |got - want| <= tolerance, or fail; what[at] names it. */
 void td_check_near(td_check *c, double got, double want, double tolerance, const char *what,
                    size_t at);
@@ -54,6 +56,9 @@ void td_check_near(td_check *c, double got, double want, double tolerance, const
 void td_check_match(td_check *c, const void *a, const void *b, size_t n, const char *file, int line,
                     const char *what);
 
+/* These bytes go into td_check_result.bits. */
+void td_check_bits(td_check *c, const void *p, size_t n);
+
 /* n floats of NaN between guards; words: the same, as integers. */
 float *td_check_floats(td_check *c, size_t n);
 uint32_t *td_check_words(td_check *c, size_t n);
@@ -72,8 +77,25 @@ td_tensor *td_check_weight(td_check *c, const float *w, uint32_t slabs, uint32_t
  * 2^3. */
 td_tensor *td_check_codes(td_check *c, td_weight_format format, uint32_t slabs, uint32_t n,
                           uint32_t k, double *ret_values);
+/* Codes of n_slabs matrices [n][k] in FP8 or MXFP4, from which ranks take their shares. */
+typedef struct td_check_quant {
+    td_weight_format format;
+    uint32_t slabs, n, k;
+    uint8_t *codes, *e8m0; /* MXFP4: e8m0 [n][k / 32] */
+    float *scales;         /* FP8: [n / 128][k / 128], rounded up */
+} td_check_quant;
+/* Drawn as td_check_codes() does; values: room for what they stand for, or NULL. */
+void td_check_quant_draw(td_check *c, td_weight_format format, uint32_t slabs, uint32_t n,
+                         uint32_t k, td_check_quant *ret, double *ret_values);
+/* Rows n0 .. n0 + n, columns k0 .. k0 + k of every slab. FP8: n0 and k0 are multiples of 128, as a
+ * share's first element begins a scale's block (td_weight_src). */
+td_tensor *td_check_quant_part(td_check *c, const td_check_quant *q, uint32_t n0, uint32_t n,
+                               uint32_t k0, uint32_t k);
+void td_check_quant_done(td_check_quant *q);
 /* What int8 in groups of 32 makes of k values of an operand. */
 void td_check_int8(const float *a, uint32_t k, double *ret);
+/* What e4m3 in groups of 32 (OCP MX 1.0, 6.3) makes of them. */
+void td_check_ocp(const float *a, uint32_t k, double *ret);
 td_tensor *td_check_vector(td_check *c, const float *w, uint32_t n);
 
 float td_check_bf16(float f);

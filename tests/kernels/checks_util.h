@@ -8,7 +8,7 @@
 
 #include "kernels/checks/checks.h"
 
-enum { CHECKS_MAX = 32 };
+enum { CHECKS_MAX = 64 };
 
 static inline void run_check(void **state)
 {
@@ -19,7 +19,8 @@ static inline void run_check(void **state)
         fail_msg("%s", r.text);
 }
 
-static inline void checks_of(const char *group, struct CMUnitTest out[CHECKS_MAX])
+/* Their number. */
+static inline size_t checks_of(const char *group, struct CMUnitTest out[CHECKS_MAX])
 {
     size_t n = 0;
     for (const td_check_case *k = td_check_cases; k->name; k++)
@@ -27,6 +28,7 @@ static inline void checks_of(const char *group, struct CMUnitTest out[CHECKS_MAX
             out[n++] = (struct CMUnitTest){
                 .name = k->name, .test_func = run_check, .initial_state = (void *)(uintptr_t)k};
     assert_true(n > 0 && n < CHECKS_MAX);
+    return n;
 }
 
 #define RUN_CHECKS(group)                                                                          \
