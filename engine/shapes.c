@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "engine/config.h"
 #include "engine/quant.h"
+#include "kernels/formats.h"
 #include "kernels/kplan.h"
 
 #include "base/banned.h"
@@ -28,11 +29,12 @@ typedef struct lister {
     char prefix[64];
 } lister;
 
-/* A matrix of a launch: its module, behind the layer's prefix unless whole, and its rows. */
+/* A matrix of a launch: its module, behind the layer's prefix unless whole, and its rows, which are
+ * a rank's own where shared. */
 typedef struct part {
     const char *module;
     uint32_t n;
-    int whole;
+    int whole, shared;
 } part;
 
 static td_weight_format format_of(const lister *l, const part *p)
@@ -83,14 +85,30 @@ static td_tune_key key_of(const lister *l, td_tune_op op, uint32_t n, uint32_t k
                          .ep = 1};
 }
 
+/* Two ranks cannot share a scale of FP8: of rows or columns each has whole blocks. */
+static void need_blocks(lister *l, const part *p, uint32_t own, td_weight_format f)
+{
+    if (f == TD_W_FP8 && l->ranks > 1 && own % TD_FP8_BLOCK && !l->failed)
+        l->failed = td_err_set(
+            l->err, -EINVAL,
+            "%s: %s%s is in FP8, and %u of its rows or columns for each of %u ranks are not whole "
+            "blocks of %d with a scale; take fewer ranks, or that module in BF16 or MXFP4",
+            l->dir, p->whole ? "" : l->prefix, p->module, own, l->ranks, TD_FP8_BLOCK);
+}
+
 /* Matrices that meet one operand: those of a format go in one launch. f32 ones have no choice. */
 static void product(lister *l, const part *parts, size_t n_parts, uint32_t k, uint32_t heads)
 {
     for (td_weight_format f = TD_W_BF16; f < TD_WEIGHT_FORMATS; f++) {
         td_tune_key key = key_of(l, TD_TUNE_GEMM, 0, k, f);
         key.heads = heads;
-        for (size_t i = 0; i < n_parts; i++)
-            key.n += format_of(l, &parts[i]) == f ? parts[i].n : 0;
+        for (size_t i = 0; i < n_parts; i++) {
+            if (format_of(l, &parts[i]) != f)
+                continue;
+            key.n += parts[i].n;
+            if (parts[i].shared)
+                need_blocks(l, &parts[i], parts[i].n, f);
+        }
         if (key.n)
             add(l, &key, l->ranks == 1);
     }
@@ -113,9 +131,10 @@ static uint32_t slices_of(lister *l, uint32_t k)
 /* Sums over the width that ranks share. */
 static void row_parallel(lister *l, const char *module, uint32_t n, uint32_t k, uint32_t slices)
 {
-    part p = {module, n, 0};
+    part p = {module, n, 0, 0};
     td_weight_format f = format_of(l, &p);
     td_tune_key key = key_of(l, TD_TUNE_GEMM, n, share(l, k, module), f);
+    need_blocks(l, &p, key.k, f);
     key.slices = slices;
     if (f != TD_W_F32)
         add(l, &key, l->ranks == 1);
@@ -123,9 +142,10 @@ static void row_parallel(lister *l, const char *module, uint32_t n, uint32_t k, 
 
 static void swiglu(lister *l, const char *gate, uint32_t inner)
 {
-    part p = {gate, inner, 0};
+    part p = {gate, inner, 0, 0};
     td_weight_format f = format_of(l, &p);
     td_tune_key key = key_of(l, TD_TUNE_SILU, share(l, inner, gate), l->c.hidden, f);
+    need_blocks(l, &p, key.n, f);
     if (f != TD_W_F32)
         add(l, &key, l->ranks == 1);
 }
@@ -144,10 +164,11 @@ static void experts(lister *l)
         slices = td_kplan_slices(shared);
     uint32_t whole = slices;
     slices = share(l, slices, "the number of canonical slices of an expert");
-    part p = {"mlp.experts.0.gate_proj", c->moe_inter, 0};
+    part p = {"mlp.experts.0.gate_proj", c->moe_inter, 0, 0};
     td_weight_format f = format_of(l, &p);
     td_tune_key key =
         key_of(l, TD_TUNE_MOE, share(l, c->moe_inter, "moe_intermediate_size"), c->hidden, f);
+    need_blocks(l, &p, key.n, f);
     key.slices = slices;
     key.experts = c->n_experts;
     key.top_k = c->top_k;
@@ -176,13 +197,14 @@ static void latent_attention(lister *l, int full)
 {
     const td_config *c = &l->c;
     uint32_t heads = share(l, c->n_heads, "num_attention_heads"), head = c->nope + c->rope_dims;
-    part in[] = {{"self_attn.q_a_proj", c->q_lora, 0},
-                 {"self_attn.kv_a_proj_with_mqa", c->kv_lora + c->rope_dims, 0},
-                 {"self_attn.indexer.wk", c->index_dims, 0},
-                 {"self_attn.indexer.weights_proj", c->index_heads, 0}};
-    part up[] = {{"self_attn.q_b_proj", heads * head, 0},
-                 {"self_attn.indexer.wq_b", c->index_heads * c->index_dims, 0}};
-    part uk = {"self_attn.kv_b_proj", c->kv_lora, 0}, uv = {"self_attn.kv_b_proj", c->v_dims, 0};
+    part in[] = {{"self_attn.q_a_proj", c->q_lora, 0, 0},
+                 {"self_attn.kv_a_proj_with_mqa", c->kv_lora + c->rope_dims, 0, 0},
+                 {"self_attn.indexer.wk", c->index_dims, 0, 0},
+                 {"self_attn.indexer.weights_proj", c->index_heads, 0, 0}};
+    part up[] = {{"self_attn.q_b_proj", heads * head, 0, 1},
+                 {"self_attn.indexer.wq_b", c->index_heads * c->index_dims, 0, 0}};
+    part uk = {"self_attn.kv_b_proj", c->kv_lora, 0, 0},
+         uv = {"self_attn.kv_b_proj", c->v_dims, 0, 0};
     product(l, in, full ? 4 : 2, c->hidden, 1);
     product(l, up, full ? 2 : 1, c->q_lora, 1);
     if (format_of(l, &uk) == TD_W_BF16) { /* a quantised one is kept as f32 (weights.c) */
@@ -198,8 +220,9 @@ static void grouped_attention(lister *l)
     const td_config *c = &l->c;
     uint32_t q = share(l, c->n_heads, "num_attention_heads") * c->head_dim,
              kv = share(l, c->n_kv_heads, "num_key_value_heads") * c->head_dim;
-    part in[] = {
-        {"self_attn.q_proj", q, 0}, {"self_attn.k_proj", kv, 0}, {"self_attn.v_proj", kv, 0}};
+    part in[] = {{"self_attn.q_proj", q, 0, 1},
+                 {"self_attn.k_proj", kv, 0, 1},
+                 {"self_attn.v_proj", kv, 0, 1}};
     product(l, in, TD_ARRAY_LEN(in), c->hidden, 1);
     row_parallel(l, "self_attn.o_proj", c->hidden, c->n_heads * c->head_dim,
                  slices_of(l, c->n_heads * c->head_dim));
@@ -219,7 +242,7 @@ static void list(lister *l)
         else
             dense(l);
     }
-    part head = {c->tie ? "model.embed_tokens" : "lm_head", share(l, c->vocab, "vocab_size"), 1};
+    part head = {c->tie ? "model.embed_tokens" : "lm_head", share(l, c->vocab, "vocab_size"), 1, 1};
     product(l, &head, 1, c->hidden, 1);
 }
 

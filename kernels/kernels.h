@@ -65,8 +65,9 @@ const char *td_weight_format_name(td_weight_format f);
 /* Where a weight's elements lie: element (slab, n, k) at base + (slab * slab_stride + n * n_stride
  * + k * k_stride) elements of dtype. So transposed and sliced views of a checkpoint's tensor load
  * without a copy. FP8: dtype F8E4M3, k_stride 1. MXFP4: dtype U8, two elements a byte, the even one
- * in the low nibble; n_stride in bytes. scales: the whole slab's, as td_weight_format says; NULL
- * for F32, BF16, F16. */
+ * in the low nibble; n_stride in bytes. scales: the whole slab's, as td_weight_format says: a slab
+ * that is a part of a checkpoint's FP8 matrix begins at multiples of 128 rows and columns. NULL for
+ * F32, BF16, F16. */
 typedef struct td_weight_src {
     td_dtype dtype;
     const void *base, *scales;

@@ -9,6 +9,7 @@
 #include "tests/kernels/kernels_util.h"
 
 #include "base/bug.h"
+#include "base/json.h"
 #include "engine/shapes.h"
 #include "kernels/gpu/tune.h"
 #include "kernels/gpu/tune_tables.h"
@@ -205,6 +206,59 @@ static void shapes_of_glm_5_2(void **state)
     td_shapes_done(&s);
 }
 
+/* DIR/config.json: GLM-5.2 in FP8, all but the named module. */
+static void write_fp8(const char *path, const char *plain, uint32_t inner)
+{
+    json_t *c = json_load_file(TD_SOURCE_DIR "/bench/shapes/glm-5.2/config.json", 0, NULL);
+    json_t *q = json_pack("{s:s,s:s,s:[i,i],s:[s]}", "quant_method", "fp8", "fmt", "e4m3",
+                          "weight_block_size", 128, 128, "modules_to_not_convert", plain);
+    assert_true(c && q);
+    json_object_set_new(c, "quantization_config", q);
+    json_object_set_new(c, "moe_intermediate_size", json_integer(inner));
+    assert_int_equal(json_dump_file(c, path, 0), 0);
+    json_decref(c);
+}
+
+/* Rows and columns of GLM-5.2's shares are whole blocks of 128 but for the head's: 154,880 / 8 is
+ * 151.25 blocks. A share whose first element lies within a block has no scales of its own: the list
+ * of shapes refuses it by name rather than to measure what cannot be loaded. */
+static void fp8_shares_are_whole_blocks(void **state)
+{
+    static const uint32_t ranks[] = {1, 4, 8}, one[] = {1};
+    char dir[] = "/tmp/tune-XXXXXX", path[64];
+    td_shapes s = {0};
+    td_err err = {0};
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    write_fp8(path, "lm_head", 2048);
+    if (td_shapes_add(dir, ranks, 3, &s, &err) < 0)
+        fail_msg("%s", err.text);
+    for (size_t i = 0; i < 3; i++) {
+        uint32_t r = ranks[i];
+        assert_true(has(&s, TD_TUNE_MOE, 2048 / r, 6144, 256, 8, r, TD_W_FP8) > 0);
+        assert_true(has(&s, TD_TUNE_GEMM, 6144, 16384 / r, 0, 0, r, TD_W_FP8) > 0);
+        assert_true(has(&s, TD_TUNE_SILU, 12288 / r, 6144, 0, 0, r, TD_W_FP8) > 0);
+    }
+    td_shapes_done(&s);
+    static const struct {
+        const char *plain, *says;
+        uint32_t inner;
+    } wrong[] = {
+        {"none", "lm_head is in FP8, and 19360 of its rows or columns for each of 8 ranks", 2048},
+        {"lm_head", ".mlp.experts.0.gate_proj is in FP8, and 192 of its", 1536}};
+    for (size_t i = 0; i < TD_ARRAY_LEN(wrong); i++) {
+        write_fp8(path, wrong[i].plain, wrong[i].inner);
+        assert_int_equal(td_shapes_add(dir, ranks + 2, 1, &s, &err), -EINVAL);
+        if (!strstr(err.text, wrong[i].says) || !strstr(err.text, "in BF16 or MXFP4"))
+            fail_msg("'%s' lacks '%s'", err.text, wrong[i].says);
+        td_shapes_done(&s);
+        assert_int_equal(td_shapes_add(dir, one, 1, &s, &err), 0);
+        td_shapes_done(&s);
+    }
+    unlink(path);
+    rmdir(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +267,7 @@ int main(void)
         cmocka_unit_test(built_in_tables_are_read),
         cmocka_unit_test(a_shape_without_a_row_is_noted_once),
         cmocka_unit_test(shapes_of_glm_5_2),
+        cmocka_unit_test(fp8_shares_are_whole_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
