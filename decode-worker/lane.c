@@ -21,6 +21,13 @@ typedef struct runner {
     uint32_t at; /* index of its choice in the job */
 } runner;
 
+/* Who is in a step, and what is computed: one token of each, then chunks of local prefills. */
+typedef struct flight {
+    runner *runners; /* [max_seqs]; job NULL: it ended since */
+    uint32_t n;
+    td_step_item *items;
+} flight;
+
 struct td_decode_lane {
     td_worker_lane base;
     td_decode_policy policy;
@@ -33,7 +40,9 @@ struct td_decode_lane {
     uint32_t *picks; /* [max_seqs] */
     td_decode_job *locals[TD_DECODE_LOCAL_MAX];
     uint32_t n_locals;
-    td_step_item *items; /* one token of each pick, then chunks of local prefills */
+    flight flights[TD_STEPS_BEGUN_MAX]; /* those that are begun, and room for the next */
+    uint32_t oldest;                    /* first of td_engine_begun() */
+    _Atomic uint64_t n_ahead, n_waited;
     td_sample *samples;
     uint8_t *bad;
 };
@@ -49,6 +58,10 @@ static void free_job(td_worker_lane *w, td_worker_job *job)
 {
     td_decode_lane *l = (td_decode_lane *)w;
     td_decode_job *j = (td_decode_job *)job;
+    for (int k = 0; k < TD_STEPS_BEGUN_MAX; k++)
+        for (uint32_t i = 0; i < l->flights[k].n; i++)
+            if (l->flights[k].runners[i].job == j)
+                l->flights[k].runners[i].job = NULL;
     if (j->granted || j->prefilling || j->running)
         l->n_admitted -= n_choices(j);
     td_kv_unstage(l->base.pool, j->staged, j->n_staged);
@@ -411,7 +424,7 @@ static void on_fail(td_worker_lane *l, td_worker_job *j, uint32_t code, td_error
 
 static uint32_t look(td_decode_lane *l)
 {
-    uint32_t n = 0, waiting = 0;
+    uint32_t n = 0, waiting = 0, n_running = 0;
     l->n_locals = 0;
     for (td_list *at = l->base.jobs.next; at != &l->base.jobs; at = at->next) {
         td_decode_job *j = TD_LIST_ENTRY(at, td_decode_job, base.lane_node);
@@ -419,36 +432,38 @@ static uint32_t look(td_decode_lane *l)
         if (j->prefilling && l->n_locals < TD_DECODE_LOCAL_MAX)
             l->locals[l->n_locals++] = j;
         for (uint32_t i = 0; j->running && i < j->n_seqs; i++) {
-            if (j->seqs[i])
+            n_running += j->seqs[i] != NULL;
+            if (j->seqs[i] && !td_seq_is_last(j->seqs[i]))
                 l->runners[n++] = (runner){j, i};
         }
     }
-    atomic_store_explicit(&l->base.c.load->running, n + l->n_locals, memory_order_relaxed);
+    atomic_store_explicit(&l->base.c.load->running, n_running + l->n_locals, memory_order_relaxed);
     atomic_store_explicit(&l->base.c.load->waiting, waiting, memory_order_relaxed);
     return n;
 }
 
-/* A job fails with any of its choices. */
-static void end_bad(td_decode_lane *l, uint32_t n)
+/* Does its row belong to somebody still? */
+static int is_live(const runner *r)
 {
-    for (uint32_t i = 0; i < n; i++)
-        if (l->bad[i])
-            td_worker_job_set_end(&l->runners[l->picks[i]].job->base, TD_INTERNAL,
-                                  TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
+    return r->job && r->job->seqs[r->at];
+}
+
+/* A job fails with any of its choices. */
+static void end_bad(td_decode_lane *l, const flight *f)
+{
+    for (uint32_t i = 0; i < f->n; i++)
+        if (l->bad[i] && is_live(&f->runners[i]))
+            td_worker_job_set_end(&f->runners[i].job->base, TD_INTERNAL, TD_ERROR_INTERNAL,
+                                  TD_WORKER_BAD_STEP);
 }
 
 /* Jobs that have no choice left, or failed in this step. */
-static void finish_ended(td_decode_lane *l, uint32_t n)
+static void finish_ended(td_decode_lane *l, const flight *f)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        td_decode_job *j = l->runners[l->picks[i]].job;
-        if (!j || (any_left(j) && !j->base.code))
-            continue;
-        for (uint32_t k = i + 1; k < n; k++) { /* its other choices were in the same step */
-            if (l->runners[l->picks[k]].job == j)
-                l->runners[l->picks[k]].job = NULL;
-        }
-        td_worker_lane_finish(&l->base, &j->base);
+    for (uint32_t i = 0; i < f->n; i++) {
+        td_decode_job *j = f->runners[i].job; /* NULL behind one of its other choices */
+        if (j && (!any_left(j) || j->base.code))
+            td_worker_lane_finish(&l->base, &j->base);
     }
 }
 
@@ -471,8 +486,8 @@ static void take_token(td_decode_token *t, const runner *r, const td_sample *sam
 
 /* ---- local prefills ---- */
 
-/* Chunks beside n tokens of running streams. Returns how many prefills take part. */
-static uint32_t add_locals(td_decode_lane *l, uint32_t n)
+/* Chunks beside the tokens of running streams. Returns how many prefills take part. */
+static uint32_t add_locals(td_decode_lane *l, flight *f)
 {
     uint32_t left[TD_DECODE_LOCAL_MAX], tokens[TD_DECODE_LOCAL_MAX];
     for (uint32_t i = 0; i < l->n_locals; i++)
@@ -483,9 +498,10 @@ static uint32_t add_locals(td_decode_lane *l, uint32_t n)
         td_decode_job *j = l->locals[i];
         if (!j->started_us)
             j->started_us = td_now_us();
-        l->items[n + i] = (td_step_item){.seq = j->seqs[0], .n_tokens = tokens[i]};
+        td_step_item *it = &f->items[f->n + i];
+        *it = (td_step_item){.seq = j->seqs[0], .n_tokens = tokens[i]};
         if (tokens[i] == left[i]) /* as a prefill worker samples it */
-            l->items[n + i].n_samples = j->base.request.recovery ? 1 : j->base.request.n;
+            it->n_samples = j->base.request.recovery ? 1 : j->base.request.n;
     }
     return n_picks;
 }
@@ -521,16 +537,17 @@ static void local_done(td_decode_lane *l, td_decode_job *j, const td_sample *sam
         take_token(&m->tokens[m->n++], &(runner){j, i}, &samples[i]);
 }
 
-static void take_locals(td_decode_lane *l, uint32_t n, uint32_t n_locals, td_decode_step *m)
+static void take_locals(td_decode_lane *l, const flight *f, uint32_t n_locals, td_decode_step *m)
 {
-    const td_sample *samples = l->samples + n;
+    const td_sample *samples = l->samples + f->n;
     for (uint32_t i = 0; i < n_locals; i++) {
         td_decode_job *j = l->locals[i];
-        if (l->bad[n + i])
+        uint32_t n_samples = f->items[f->n + i].n_samples;
+        if (l->bad[f->n + i])
             td_worker_job_set_end(&j->base, TD_INTERNAL, TD_ERROR_INTERNAL, TD_WORKER_BAD_STEP);
-        else if (l->items[n + i].n_samples)
+        else if (n_samples)
             local_done(l, j, samples, m);
-        samples += l->items[n + i].n_samples;
+        samples += n_samples;
     }
 }
 
@@ -546,15 +563,15 @@ static void finish_locals(td_decode_lane *l, uint32_t n_locals)
 /* ---- a step ---- */
 
 /* What the step made: tokens of the running streams and first tokens of prompts that are whole. */
-static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n, uint32_t n_locals)
+static void send_step(td_decode_lane *l, td_decode_step *m, const flight *f, uint32_t n_locals)
 {
     *m = (td_decode_step){.head = {TD_DECODE_STEP}, .step = l->base.n_steps + 1};
-    for (uint32_t i = 0; i < n; i++) {
-        const runner *r = &l->runners[l->picks[i]];
-        if (!r->job->base.code)
+    for (uint32_t i = 0; i < f->n; i++) {
+        const runner *r = &f->runners[i];
+        if (is_live(r) && !r->job->base.code)
             take_token(&m->tokens[m->n++], r, &l->samples[i]);
     }
-    take_locals(l, n, n_locals, m);
+    take_locals(l, f, n_locals, m);
     td_worker_lane_count(&l->base, m->n);
     if (m->n > 0)
         td_push_wait(l->base.c.to_loop, m);
@@ -562,39 +579,103 @@ static void send_step(td_decode_lane *l, td_decode_step *m, uint32_t n, uint32_t
         free(m);
 }
 
-static void run_step(td_decode_lane *l, uint32_t n, uint32_t n_locals)
+/* The step of f has ended, n_good of its items well. */
+static void take_step(td_decode_lane *l, flight *f, uint32_t n_locals, uint32_t n_good)
 {
-    uint32_t all = n + n_locals;
-    for (uint32_t i = 0; i < n; i++) {
-        const runner *r = &l->runners[l->picks[i]];
-        l->items[i] = (td_step_item){.seq = r->job->seqs[r->at], .n_tokens = 1, .n_samples = 1};
-    }
     td_decode_step *m =
-        malloc(sizeof *m + (n + n_locals * (size_t)TD_CHOICES_MAX) * sizeof *m->tokens);
-    if (!m || td_worker_lane_run(&l->base, l->items, all, l->samples, l->bad) == 0) {
-        memset(l->bad, 1, all);
+        malloc(sizeof *m + (f->n + n_locals * (size_t)TD_CHOICES_MAX) * sizeof *m->tokens);
+    if (!m || n_good == 0) {
+        memset(l->bad, 1, f->n + n_locals);
         free(m);
         m = NULL;
     }
-    end_bad(l, n);
+    end_bad(l, f);
     if (m)
-        send_step(l, m, n, n_locals);
+        send_step(l, m, f, n_locals);
     else
-        take_locals(l, n, n_locals, NULL); /* all failed */
-    finish_ended(l, n);
+        take_locals(l, f, n_locals, NULL); /* all failed */
+    finish_ended(l, f);
     finish_locals(l, n_locals);
+    f->n = 0;
 }
 
+static void run_step(td_decode_lane *l, flight *f, uint32_t n_locals)
+{
+    uint32_t n_good = td_worker_lane_run(&l->base, f->items, f->n + n_locals, l->samples, l->bad);
+    take_step(l, f, n_locals, n_good);
+}
+
+/* Wait for the step that was begun first. Rows of choices that ended since belong to nobody. */
+static uint32_t end_step(td_decode_lane *l)
+{
+    flight *f = &l->flights[l->oldest];
+    uint32_t n = f->n;
+    for (uint32_t i = 0; i < n; i++) {
+        const runner *r = &f->runners[i];
+        f->items[i].seq = is_live(r) ? r->job->seqs[r->at] : NULL;
+    }
+    l->oldest = (l->oldest + 1) % TD_STEPS_BEGUN_MAX;
+    take_step(l, f, 0, td_worker_lane_end(&l->base, f->items, n, l->samples, l->bad));
+    return n;
+}
+
+/* A token of each that was picked. */
+static flight *fill_flight(td_decode_lane *l, uint32_t n)
+{
+    uint32_t begun = td_engine_begun(l->base.c.engine);
+    flight *f = &l->flights[(l->oldest + begun) % TD_STEPS_BEGUN_MAX];
+    f->n = n;
+    for (uint32_t i = 0; i < n; i++) {
+        runner r = f->runners[i] = l->runners[l->picks[i]];
+        f->items[i] = (td_step_item){.seq = r.job->seqs[r.at], .n_tokens = 1, .n_samples = 1};
+    }
+    return f;
+}
+
+static void count(_Atomic uint64_t *n)
+{
+    atomic_fetch_add_explicit(n, 1, memory_order_relaxed);
+}
+
+/* On a device the next step is begun before the last one is ended, so that it need not wait for the
+ * host. With a chunk of a prompt in it, or where the host must act in between (engine.h), it is
+ * begun or run when the last one is ended. */
 static uint32_t step(td_worker_lane *w)
 {
     td_decode_lane *l = (td_decode_lane *)w;
+    td_engine *e = w->c.engine;
     see_entered(l);
     w->must_look = l->n_entering > 0;
-    uint32_t n = td_decode_plan(&l->policy, look(l), &l->cursor, l->picks);
-    uint32_t n_locals = add_locals(l, n);
-    if (n + n_locals > 0)
-        run_step(l, n, n_locals);
+    uint32_t begun = td_engine_begun(e), cursor = l->cursor;
+    flight *f = fill_flight(l, td_decode_plan(&l->policy, look(l), &l->cursor, l->picks));
+    uint32_t n = f->n;
+    if (td_engine_runs_behind(e) && n > 0 && l->n_locals == 0 &&
+        td_engine_begin(e, f->items, n) == 0) {
+        count(begun ? &l->n_ahead : &l->n_waited);
+        return begun ? end_step(l) : n;
+    }
+    if (begun) { /* planned again when it is ended */
+        f->n = 0;
+        l->cursor = cursor;
+        return end_step(l);
+    }
+    uint32_t n_locals = add_locals(l, f);
+    if (n + n_locals > 0) {
+        if (td_engine_runs_behind(e))
+            count(&l->n_waited);
+        run_step(l, f, n_locals);
+    }
     return n + n_locals;
+}
+
+uint64_t td_decode_lane_steps_ahead(const td_decode_lane *l)
+{
+    return atomic_load_explicit(&l->n_ahead, memory_order_relaxed);
+}
+
+uint64_t td_decode_lane_steps_waited(const td_decode_lane *l)
+{
+    return atomic_load_explicit(&l->n_waited, memory_order_relaxed);
 }
 
 uint64_t td_decode_lane_local_tokens(const td_decode_lane *l)
@@ -606,7 +687,10 @@ static void lane_free(td_decode_lane *l)
 {
     free(l->runners);
     free(l->picks);
-    free(l->items);
+    for (int i = 0; i < TD_STEPS_BEGUN_MAX; i++) {
+        free(l->flights[i].runners);
+        free(l->flights[i].items);
+    }
     free(l->samples);
     free(l->bad);
     free(l);
@@ -627,11 +711,16 @@ int td_decode_lane_start(const td_worker_lane_config *config, const td_decode_po
     l->policy = *policy;
     l->runners = calloc(policy->max_admitted, sizeof *l->runners);
     l->picks = calloc(n, sizeof *l->picks);
-    l->items = calloc(n + TD_DECODE_LOCAL_MAX, sizeof *l->items);
     l->samples = calloc(n + (size_t)TD_DECODE_LOCAL_MAX * TD_CHOICES_MAX, sizeof *l->samples);
     l->bad = calloc(n + TD_DECODE_LOCAL_MAX, sizeof *l->bad);
-    int r = 0;
-    if (!l->runners || !l->picks || !l->items || !l->samples || !l->bad)
+    int r = 0, have = 1;
+    for (int i = 0; i < TD_STEPS_BEGUN_MAX; i++) {
+        flight *f = &l->flights[i];
+        f->runners = calloc(n, sizeof *f->runners);
+        f->items = calloc(n + TD_DECODE_LOCAL_MAX, sizeof *f->items);
+        have = have && f->runners && f->items;
+    }
+    if (!have || !l->runners || !l->picks || !l->samples || !l->bad)
         r = td_err_set(reterr_err, -ENOMEM, "lane: out of memory");
     else
         r = td_worker_lane_start(&l->base, &ops, config, reterr_err);

@@ -19,7 +19,7 @@ typedef struct decode {
     td_decode_lane *lane;
     td_decode_mover *mover;
     td_gauge *g_reserved;
-    td_counter *c_bytes, *c_local;
+    td_counter *c_bytes, *c_local, *c_ahead, *c_waited;
     td_gauge *g_pools;
     td_counter *c_shm_bytes, *c_shm_refused[TD_SHM_REFUSALS];
 } decode;
@@ -120,7 +120,14 @@ static int open_metrics(td_worker *w, td_metrics *m)
     d->c_bytes = td_counter_new(m, "kv_received_bytes_total", "", "KV payload bytes taken");
     d->c_local = td_counter_new(m, "decode_local_prefill_tokens_total", "",
                                 "Prompt tokens prefilled here instead of on a prefill worker");
-    return d->g_reserved && d->c_bytes && d->c_local ? open_shm_metrics(d, m) : -ENOMEM;
+    d->c_ahead = td_counter_new(m, "decode_steps_ahead_total", "",
+                                "Steps of a device that were queued while the one before ran");
+    d->c_waited =
+        td_counter_new(m, "decode_steps_waited_total", "",
+                       "Steps of a device that were queued when the one before had ended");
+    return d->g_reserved && d->c_bytes && d->c_local && d->c_ahead && d->c_waited
+               ? open_shm_metrics(d, m)
+               : -ENOMEM;
 }
 
 static void update_metrics(td_worker *w)
@@ -128,6 +135,8 @@ static void update_metrics(td_worker *w)
     decode *d = (decode *)w;
     td_gauge_set(d->g_reserved, atomic_load(&w->host.load.kv_reserved));
     update_shm_metrics(d);
+    td_worker_follow(d->c_ahead, td_decode_lane_steps_ahead(d->lane));
+    td_worker_follow(d->c_waited, td_decode_lane_steps_waited(d->lane));
     td_worker_follow(d->c_local, td_decode_lane_local_tokens(d->lane));
     td_worker_follow(d->c_bytes, atomic_load(&td_decode_mover_stats(d->mover)->bytes));
 }

@@ -95,6 +95,8 @@ static int step_buffers(td_engine *e, td_err *err)
     e->dev_tables = buffer(e, stride * e->limits.max_seqs, 4);
     e->dev_cos = floats(e, t * pairs);
     e->dev_sin = floats(e, t * pairs);
+    for (int i = 0; e->be->behind && i < TD_STEPS_BEGUN_MAX; i++)
+        e->flights[i].dev_ids = buffer(e, e->limits.max_seqs, 4);
     e->step = (td_step){.ids = e->dev_ids,
                         .positions = e->dev_positions,
                         .seq_of = e->dev_seq_of,
@@ -111,6 +113,22 @@ static int step_buffers(td_engine *e, td_err *err)
                             "out of memory for a step of %zu rows; lower --chunk or --max-seqs", t);
 }
 
+/* Rows of the sampler in one call, each with room for its edits. On a device every call is a
+ * launch. */
+enum { DEVICE_DRAWS = 16 };
+
+static int flight_buffers(td_engine *e)
+{
+    for (int i = 0; e->be->behind && i < TD_STEPS_BEGUN_MAX; i++) {
+        td_flight *f = &e->flights[i];
+        f->items = calloc(e->limits.max_seqs, sizeof *f->items);
+        f->ids = calloc(e->limits.max_seqs, sizeof *f->ids);
+        if (!f->items || !f->ids)
+            return 0;
+    }
+    return 1;
+}
+
 static int host_buffers(td_engine *e, td_err *err)
 {
     const td_config *c = &e->model->config;
@@ -123,10 +141,11 @@ static int host_buffers(td_engine *e, td_err *err)
     e->rope_sin = calloc(t * pairs, sizeof(float));
     e->inv_freq = calloc(pairs, sizeof(float));
     e->sample_scratch_bytes = td_sampler_scratch_bytes(c->vocab);
-    e->sample_scratch = aligned_alloc(64, e->sample_scratch_bytes * e->model->n_threads);
+    e->n_draw_rows = e->be->behind ? DEVICE_DRAWS : e->model->n_threads;
+    e->sample_scratch = aligned_alloc(64, e->sample_scratch_bytes * e->n_draw_rows);
     e->host_logits = malloc(e->be->transfer ? c->vocab * sizeof(float) : 1);
     if (!e->ids || !e->positions || !e->seq_of || !e->logit_rows || !e->rope_cos || !e->rope_sin ||
-        !e->inv_freq || !e->sample_scratch || !e->host_logits)
+        !e->inv_freq || !e->sample_scratch || !e->host_logits || !flight_buffers(e))
         return td_err_set(err, -ENOMEM,
                           "out of memory for a step of %zu rows; lower --chunk or --max-seqs", t);
     td_rope_freqs(c->rope_theta, c->rope_dims, e->inv_freq);
@@ -218,13 +237,17 @@ void td_engine_free(td_engine *e)
 {
     if (!e)
         return;
-    TD_BUG_ON(e->n_seqs_open != 0);
+    TD_BUG_ON(e->n_seqs_open != 0 || e->n_flights != 0);
     for (size_t i = 0; e->mem && i < MEM_MAX && e->mem[i]; i++)
         e->be->mem_free(e->queue, e->mem[i]);
     td_graphs_free(e);
     td_kv_pool_free(e->pool);
     if (e->queue)
         e->be->close(e->queue);
+    for (int i = 0; i < TD_STEPS_BEGUN_MAX; i++) {
+        free(e->flights[i].items);
+        free(e->flights[i].ids);
+    }
     free(e->mem);
     free(e->host_logits);
     free(e->ids);

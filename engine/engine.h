@@ -72,6 +72,9 @@ int td_seq_fork(td_seq *s, uint32_t choice, td_seq **ret_seq);
  * max_tokens reached -> LENGTH. The stop id itself is part of ids but not text. */
 td_finish td_seq_append(td_seq *s, uint32_t id);
 
+/* Is it going to reach max_tokens with an id that a step under way draws? */
+int td_seq_is_last(const td_seq *s);
+
 /* Views, valid until the next call that changes the sequence. */
 const uint32_t *td_seq_ids(const td_seq *s, size_t *ret_n);
 size_t td_seq_computed(const td_seq *s);
@@ -103,5 +106,43 @@ typedef struct td_step_item {
  * on; the step's rows are undefined until a step computes them again, together or alone). */
 int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
                    td_sample *ret_samples);
+
+/* A step in two halves, for a device that runs behind the host: begin lays it out and queues it,
+ * end waits for it. So the next step can be begun before this one's ids are known; a sequence of
+ * this one takes part in it with the id that is being drawn, which the device takes from where the
+ * sampler puts it. The host learns ids one step behind:
+ *
+ *   begin(n+1)  end(n) -> append n's ids, free whose end they are  begin(n+2)  end(n+1) ...
+ *
+ * Results are those of td_engine_step(), byte by byte. A sequence that ended at n has a row in n+1
+ * that belongs to nobody: its KV row lies in a block that is not indexed and that goes to others
+ * in the order of the device, so that whatever they write there comes after it. A sequence that
+ * would end by max_tokens is known before (td_seq_is_last()) and not to be begun again.
+ *
+ * A step cannot be begun (-EAGAIN, nothing is queued) when
+ *   - the backend's ops run in the call (CPU),
+ *   - an item wants logits, logprobs, prompt logprobs, a visit, or more than one sample,
+ *   - a sequence has a penalty (frequency, presence, repetition), which counts ids, and one of its
+ *     ids is not known yet,
+ *   - a probe is set.
+ * Then end what is begun; what can be begun on known ids only is begun now, and all else runs as
+ * td_engine_step(), which is called when nothing is begun. Seeds, temperature, top_p, top_k,
+ * min_p, logit_bias and min_tokens depend on how many ids there are, not on which. */
+enum { TD_STEPS_BEGUN_MAX = 2 }; /* not ended */
+
+/* Does it ever begin a step ahead? */
+int td_engine_runs_behind(const td_engine *e);
+/* Steps that are begun and not ended. */
+uint32_t td_engine_begun(const td_engine *e);
+/* Begin a step; at most TD_STEPS_BEGUN_MAX. Does not wait for the device, but for its memory to
+ * grow. Items as for td_engine_step(): n_tokens from td_seq_computed() plus what is begun, blocks
+ * reserved for the id that is not known too. 0, -EAGAIN (above), -EINVAL (limits, nothing ran),
+ * else as td_engine_step(): what was begun before stays so. */
+int td_engine_begin(td_engine *e, const td_step_item *items, uint32_t n_items);
+/* Wait for the step that was begun first. Outcome and samples as td_engine_step() with its items;
+ * those of sequences that were freed since are undefined. Before the next call each of its ids is
+ * appended to its sequence, or the sequence is freed. When it fails the steps begun after it are
+ * dropped: nothing is begun, and no sequence moved on. */
+int td_engine_end(td_engine *e, td_sample *ret_samples);
 
 #endif

@@ -65,6 +65,20 @@ typedef struct td_buffers {
 
 enum { TD_GRAPH_ROWS = 9, TD_GRAPH_CONTEXTS = 32, TD_GRAPH_CONTEXT_LEAST = 64 }; /* 1 to 256 rows */
 
+/* A step that is begun and not ended. */
+typedef struct td_flight_item {
+    td_seq *seq; /* NULL: freed since */
+    uint32_t n_tokens, n_draws;
+    int fed;         /* its last id is one that the step before draws, */
+    uint32_t fed_at; /* there */
+} td_flight_item;
+
+typedef struct td_flight {
+    td_flight_item *items; /* [max_seqs] */
+    uint32_t n_items;
+    uint32_t *dev_ids, *ids; /* [max_seqs] drawn; on the host when the step is ended */
+} td_flight;
+
 struct td_engine {
     td_model *model;
     const td_backend *be;
@@ -83,8 +97,11 @@ struct td_engine {
     float *dev_cos, *dev_sin;
     float *host_logits; /* a row, where the host does not follow the backend's memory */
     uint32_t n_seqs_open;
-    void *sample_scratch; /* one per thread */
+    void *sample_scratch; /* one for each of n_draw_rows that are drawn together */
     size_t sample_scratch_bytes;
+    uint32_t n_draw_rows;
+    td_flight flights[TD_STEPS_BEGUN_MAX]; /* where steps may be begun ahead */
+    uint32_t first_flight, n_flights;
     const td_probe *probe;
     /* decode steps, recorded by the powers of two that hold their rows and contexts */
     void *graphs[TD_GRAPH_ROWS][TD_GRAPH_CONTEXTS];
@@ -94,7 +111,10 @@ struct td_seq {
     td_engine *engine;
     uint32_t *ids;
     size_t n_ids, cap_ids, n_prompt, n_computed,
-        n_indexed; /* n_indexed: leading blocks already offered to the index */
+        n_indexed;  /* n_indexed: leading blocks already offered to the index */
+    size_t n_begun; /* rows in steps that are begun and not ended */
+    uint32_t n_drawing,
+        draw_at; /* ids that those draw; where the last of them is among its step's */
     td_block *blocks;
     size_t n_blocks, cap_blocks;
     uint8_t *hashes; /* [cap_hashes][16], n_hashes of them known */
@@ -130,9 +150,21 @@ int td_graph_step(td_engine *e, uint32_t n);
 void td_graphs_free(td_engine *e);
 /* step.c */
 void td_forward(td_engine *e);
+int td_step_check(const td_engine *e, const td_step_item *items, uint32_t n_items);
+/* Queue a step up to its draws, into ids in the backend's memory, and wait for nothing. 0, or
+ * negative errno: part of it may be queued. */
+int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, uint32_t *ids);
+/* ahead.c */
+/* Ids of sequences that the step begun last draws, into dev_ids of the one that is laid out. */
+void td_ahead_feed(td_engine *e, const td_step_item *items, uint32_t n_items);
+/* s ends: steps under way have a row that belongs to nobody. */
+void td_ahead_forget(td_engine *e, const td_seq *s);
 /* seq.c: rows of n more tokens are computed; index the blocks that became full. */
 void td_seq_advance(td_seq *s, size_t n);
-/* sampler.c: fill a row whose edits live in scratch (td_sampler_scratch_bytes). */
+/* sampler.c: does a draw depend on which ids came before (a penalty)? */
+int td_sampler_counts(const td_sampling *s);
+/* Fill a row whose edits live in scratch (td_sampler_scratch_bytes). ids are
+ * read where td_sampler_counts(). */
 struct td_sample_row;
 void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, const uint32_t *ids,
                     size_t n, size_t n_prompt, uint32_t choice, const uint32_t *suppress,

@@ -40,12 +40,17 @@ static td_logit_edit *edit_of(edits *e, uint32_t id)
     return &e->list[e->slot[id] - 1];
 }
 
+int td_sampler_counts(const td_sampling *s)
+{
+    return s->frequency_penalty != 0.0f || s->presence_penalty != 0.0f ||
+           s->repetition_penalty != 1.0f;
+}
+
 static void add_penalties(edits *e, const td_sampling *s, const uint32_t *ids, size_t n,
                           size_t n_prompt)
 {
-    int emitted = s->frequency_penalty != 0.0f || s->presence_penalty != 0.0f,
-        all = s->repetition_penalty != 1.0f;
-    if (!emitted && !all)
+    int all = s->repetition_penalty != 1.0f;
+    if (!td_sampler_counts(s))
         return;
     for (size_t i = all ? 0 : n_prompt; i < n; i++) {
         td_logit_edit *d = edit_of(e, ids[i]);
@@ -60,7 +65,8 @@ void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, c
 {
     edits e = {(uint32_t *)((char *)scratch + slots_at(vocab)),
                (td_logit_edit *)((char *)scratch + edits_at(vocab)), 0};
-    memset(e.slot, 0, vocab * sizeof *e.slot);
+    if (s->n_bias || n_suppress || td_sampler_counts(s)) /* most rows have no edits */
+        memset(e.slot, 0, vocab * sizeof *e.slot);
     for (uint32_t i = 0; i < s->n_bias; i++)
         edit_of(&e, s->bias[i].id)->bias += s->bias[i].bias;
     add_penalties(&e, s, ids, n, n_prompt);

@@ -129,6 +129,8 @@ void td_seq_free(td_seq *s)
 {
     if (!s)
         return;
+    if (s->n_begun)
+        td_ahead_forget(s->engine, s);
     for (size_t i = 0; i < s->n_blocks; i++)
         td_kv_unref(s->engine->pool, s->blocks[i]);
     s->engine->n_seqs_open--;
@@ -289,6 +291,11 @@ td_finish td_seq_append(td_seq *s, uint32_t id)
         if (s->stops[i] == id)
             return TD_FINISH_STOP;
     return emitted + 1 >= s->max_tokens ? TD_FINISH_LENGTH : TD_FINISH_NONE;
+}
+
+int td_seq_is_last(const td_seq *s)
+{
+    return s->n_ids - s->n_prompt + s->n_drawing >= s->max_tokens;
 }
 
 const uint32_t *td_seq_ids(const td_seq *s, size_t *ret_n)

@@ -12,7 +12,7 @@
 
 #include "base/banned.h"
 
-static int check_items(const td_engine *e, const td_step_item *items, uint32_t n_items)
+int td_step_check(const td_engine *e, const td_step_item *items, uint32_t n_items)
 {
     size_t rows = 0;
     if (n_items == 0 || n_items > e->limits.max_seqs)
@@ -20,10 +20,10 @@ static int check_items(const td_engine *e, const td_step_item *items, uint32_t n
     for (uint32_t i = 0; i < n_items; i++) {
         const td_step_item *it = &items[i];
         const td_seq *s = it->seq;
-        size_t end = s->n_computed + it->n_tokens;
-        if (it->n_tokens == 0 || end > s->n_ids || end > s->n_blocks * TD_BLOCK_TOKENS)
+        size_t end = s->n_computed + s->n_begun + it->n_tokens, n_ids = s->n_ids + s->n_drawing;
+        if (it->n_tokens == 0 || end > n_ids || end > s->n_blocks * TD_BLOCK_TOKENS)
             return -EINVAL;
-        if (it->n_samples && end != s->n_ids)
+        if (it->n_samples && end != n_ids)
             return -EINVAL;
         rows += it->n_tokens;
     }
@@ -44,8 +44,8 @@ static void lay_out(td_engine *e, const td_step_item *items, uint32_t n_items)
         const td_seq *s = items[i].seq;
         upload(e, e->dev_tables + (size_t)i * st->table_stride, s->blocks, s->n_blocks);
         for (uint32_t k = 0; k < items[i].n_tokens; k++, t++) {
-            uint32_t pos = (uint32_t)s->n_computed + k;
-            e->ids[t] = s->ids[pos];
+            uint32_t pos = (uint32_t)(s->n_computed + s->n_begun) + k;
+            e->ids[t] = pos < s->n_ids ? s->ids[pos] : 0; /* fed below */
             e->positions[t] = pos;
             e->seq_of[t] = i;
             td_rope_row(e->inv_freq, pairs, pos, e->rope_cos + (size_t)t * pairs,
@@ -56,6 +56,7 @@ static void lay_out(td_engine *e, const td_step_item *items, uint32_t n_items)
     st->n_rows = t;
     st->n_seqs = n_items;
     upload(e, e->dev_ids, e->ids, t);
+    td_ahead_feed(e, items, n_items);
     upload(e, e->dev_positions, e->positions, t);
     upload(e, e->dev_seq_of, e->seq_of, t);
     upload(e, e->dev_cos, e->rope_cos, (size_t)t * pairs);
@@ -63,11 +64,16 @@ static void lay_out(td_engine *e, const td_step_item *items, uint32_t n_items)
 }
 
 /* Logits of the n rows in e->logit_rows. */
-static int run_logits(td_engine *e, uint32_t n)
+static void queue_logits(td_engine *e, uint32_t n)
 {
     e->step.n_logits = n;
     upload(e, e->dev_logit_rows, e->logit_rows, n);
     e->be->logits(e->queue, &e->step, e->buf.h, e->model->head, e->buf.logits);
+}
+
+static int run_logits(td_engine *e, uint32_t n)
+{
+    queue_logits(e, n);
     return e->be->finish(e->queue);
 }
 
@@ -116,6 +122,7 @@ static int every_row(td_engine *e, const td_step_item *it, uint32_t first_row)
 /* Draw n rows at a time, one per thread. */
 typedef struct draws {
     td_engine *e;
+    uint32_t *ids; /* where the next ones go in the backend's memory; NULL: into out, now */
     uint32_t n;
     td_sample_row rows[16];
     td_sample *out[16];
@@ -125,6 +132,12 @@ typedef struct draws {
 static void flush_draws(draws *d)
 {
     td_engine *e = d->e;
+    if (d->ids) {
+        e->be->behind->draw(e->queue, d->rows, d->n, d->ids);
+        d->ids += d->n;
+        d->n = 0;
+        return;
+    }
     e->be->sample(e->queue, d->rows, d->n);
     for (uint32_t i = 0; i < d->n; i++) {
         d->out[i]->id = d->rows[i].id;
@@ -138,24 +151,26 @@ static void flush_draws(draws *d)
 static void draw(draws *d, const td_seq *s, const float *logits, uint32_t choice, td_sample *out)
 {
     td_engine *e = d->e;
-    uint32_t width = e->model->n_threads < TD_ARRAY_LEN(d->rows) ? e->model->n_threads
-                                                                 : (uint32_t)TD_ARRAY_LEN(d->rows);
-    uint32_t n_suppress = s->n_ids - s->n_prompt < s->min_tokens ? s->n_stops : 0;
-    td_sampler_row(logits, e->model->config.vocab, &s->sampling, s->ids, s->n_ids, s->n_prompt,
-                   choice, s->stops, n_suppress,
-                   (char *)e->sample_scratch + d->n * e->sample_scratch_bytes, &d->rows[d->n]);
+    uint32_t width =
+        e->n_draw_rows < TD_ARRAY_LEN(d->rows) ? e->n_draw_rows : (uint32_t)TD_ARRAY_LEN(d->rows);
+    size_t n_ids = s->n_ids + s->n_drawing;
+    uint32_t n_suppress = n_ids - s->n_prompt < s->min_tokens ? s->n_stops : 0;
+    td_sampler_row(logits, e->model->config.vocab, &s->sampling, s->ids, n_ids, s->n_prompt, choice,
+                   s->stops, n_suppress, (char *)e->sample_scratch + d->n * e->sample_scratch_bytes,
+                   &d->rows[d->n]);
     d->sampling[d->n] = &s->sampling;
     d->out[d->n++] = out;
     if (d->n == width)
         flush_draws(d);
 }
 
-/* Logits of the items that sample or want them lie in e->buf.logits, in item order. */
+/* Logits of the items that sample or want them lie in e->buf.logits, in item order. ids not NULL:
+ * what is drawn goes there, and nothing is waited for. */
 static int draw_all(td_engine *e, const td_step_item *items, uint32_t n_items,
-                    td_sample *ret_samples)
+                    td_sample *ret_samples, uint32_t *ids)
 {
     uint32_t vocab = e->model->config.vocab;
-    draws d = {.e = e};
+    draws d = {.e = e, .ids = ids};
     const float *logits = e->buf.logits;
     for (uint32_t i = 0; i < n_items; i++) {
         const td_step_item *it = &items[i];
@@ -164,17 +179,18 @@ static int draw_all(td_engine *e, const td_step_item *items, uint32_t n_items,
         if (it->want_logits)
             e->be->copy(e->queue, it->ret_logits, logits, vocab * sizeof *logits);
         for (uint32_t k = 0; k < it->n_samples; k++)
-            draw(&d, it->seq, logits, it->seq->choice + k, ret_samples++);
+            draw(&d, it->seq, logits, it->seq->choice + k, ids ? NULL : ret_samples++);
         logits += vocab;
     }
     if (d.n)
         flush_draws(&d);
-    return e->be->transfer ? e->be->finish(e->queue) : 0; /* a device may have failed since */
+    if (ids || !e->be->transfer)
+        return 0;
+    return e->be->finish(e->queue); /* a device may have failed since */
 }
 
-/* The last row of every item that samples or wants logits. */
-static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
-                     td_sample *ret_samples)
+/* The last row of every item that samples or wants logits: how many. */
+static uint32_t find_last_rows(td_engine *e, const td_step_item *items, uint32_t n_items)
 {
     uint32_t n = 0, row = 0;
     for (uint32_t i = 0; i < n_items; i++) {
@@ -182,8 +198,15 @@ static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
         if (items[i].n_samples || items[i].want_logits)
             e->logit_rows[n++] = row - 1;
     }
+    return n;
+}
+
+static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
+                     td_sample *ret_samples)
+{
+    uint32_t n = find_last_rows(e, items, n_items);
     int r = n ? run_logits(e, n) : 0;
-    return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
+    return r < 0 ? r : draw_all(e, items, n_items, ret_samples, NULL);
 }
 
 void td_forward(td_engine *e)
@@ -202,23 +225,39 @@ static int is_decode(const td_step_item *items, uint32_t n_items)
 }
 
 /* A decode step by its graph, up to its logits. As td_graph_step(). */
-static int run_graph(td_engine *e, uint32_t n)
+static int queue_graph(td_engine *e, const td_step_item *items, uint32_t n)
 {
+    if (!e->be->capture || !is_decode(items, n))
+        return 0;
     for (uint32_t i = 0; i < n; i++)
         e->logit_rows[i] = i;
     e->step.n_logits = n;
     upload(e, e->dev_logit_rows, e->logit_rows, n);
-    int r = td_graph_step(e, n);
-    int f = r ? e->be->finish(e->queue) : 0;
-    return r < 0 ? r : f < 0 ? f : r;
+    return td_graph_step(e, n);
+}
+
+int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, uint32_t *ids)
+{
+    lay_out(e, items, n_items);
+    int r = queue_graph(e, items, n_items);
+    if (r == 0) {
+        td_forward(e);
+        uint32_t n = find_last_rows(e, items, n_items);
+        if (n)
+            queue_logits(e, n);
+    }
+    return r < 0 ? r : draw_all(e, items, n_items, NULL, ids);
 }
 
 static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sample *ret_samples)
 {
     lay_out(e, items, n_items);
-    int r = e->be->capture && is_decode(items, n_items) ? run_graph(e, n_items) : 0;
-    if (r != 0)
-        return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
+    int r = queue_graph(e, items, n_items);
+    if (r != 0) {
+        int f = e->be->finish(e->queue);
+        r = r < 0 ? r : f;
+        return r < 0 ? r : draw_all(e, items, n_items, ret_samples, NULL);
+    }
     td_forward(e);
     r = e->be->finish(e->queue);
     for (uint32_t i = 0, row = 0; r >= 0 && i < n_items; row += items[i++].n_tokens)
@@ -230,7 +269,8 @@ static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sam
 int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
                    td_sample *ret_samples)
 {
-    int r = check_items(e, items, n_items);
+    TD_BUG_ON(e->n_flights != 0);
+    int r = td_step_check(e, items, n_items);
     if (r < 0)
         return r;
     uint32_t fp = td_fp_flush();

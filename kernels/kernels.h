@@ -264,6 +264,23 @@ typedef struct td_capture_ops {
     void (*free)(td_queue *q, void *graph);
 } td_capture_ops;
 
+enum { TD_BEHIND_MAX = 2 };
+
+/* What a backend adds whose ops run behind the host, so that a step can be queued while the one
+ * before it still runs. No op and no copy to the backend's memory waits, but where scratches grow;
+ * a copy to it has read host memory when it returns. */
+typedef struct td_behind_ops {
+    /* As sample, without waiting: the id of rows[i] comes to lie at ids[i] in the backend's memory;
+     * rows are not changed. Edits are read before it returns. */
+    void (*draw)(td_queue *q, struct td_sample_row *rows, uint32_t n, uint32_t *ids);
+    /* What was queued since the last seal, or finish, is one step, that drew n <= max_rows ids at
+     * ids. At most TD_BEHIND_MAX are sealed and not waited for. 0, negative errno: not sealed. */
+    int (*seal)(td_queue *q, const uint32_t *ids, uint32_t n);
+    /* Wait for the step that was sealed first. ret_ids: what it drew; NULL: nobody wants to know.
+     * 0, or its first error as finish() tells it. */
+    int (*wait)(td_queue *q, uint32_t *ret_ids);
+} td_behind_ops;
+
 typedef struct td_backend {
     const char *name, *isa;
     int act_i8;      /* heeds td_backend_options.act_i8; others ignore it */
@@ -327,6 +344,7 @@ typedef struct td_backend {
     /* NULL: backend memory is host memory, and whoever is on this host may read and write it. */
     const td_transfer_ops *transfer;
     const td_capture_ops *capture; /* NULL: ops are calls, and cost as little */
+    const td_behind_ops *behind;   /* NULL: ops are done when they return */
 } td_backend;
 
 /* Floats of td_moe.act for n_rows rows. */

@@ -66,6 +66,10 @@ static uint32_t run_each(td_worker_lane *l, const td_step_item *items, uint32_t 
 {
     uint32_t n_good = 0;
     for (uint32_t i = 0; i < n; i++) {
+        if (!items[i].seq) {
+            samples += items[i].n_samples;
+            continue;
+        }
         ret_bad[i] = n == 1 || td_engine_step(l->c.engine, &items[i], 1, samples) < 0;
         n_good += !ret_bad[i];
         samples += items[i].n_samples;
@@ -73,24 +77,38 @@ static uint32_t run_each(td_worker_lane *l, const td_step_item *items, uint32_t 
     return n_good;
 }
 
-uint32_t td_worker_lane_run(td_worker_lane *l, const td_step_item *items, uint32_t n,
-                            td_sample *samples, uint8_t *ret_bad)
+/* A step ended with outcome r. */
+static uint32_t settle(td_worker_lane *l, int r, const td_step_item *items, uint32_t n,
+                       td_sample *samples, uint8_t *ret_bad)
 {
     memset(ret_bad, 0, n);
-    if (td_engine_step(l->c.engine, items, n, samples) < 0)
-        n = run_each(l, items, n, samples, ret_bad);
-    if (n == 0) {
+    uint32_t n_good = r < 0 ? run_each(l, items, n, samples, ret_bad) : n;
+    if (n_good == 0) {
         all_failed(l);
         return 0;
     }
-    uint32_t at = 0;
-    size_t n_ids;
-    while (ret_bad[at])
-        at++;
-    l->known_id = td_seq_ids(items[at].seq, &n_ids)[0];
-    l->have_known = 1;
     l->bad_steps = 0;
-    return n;
+    for (uint32_t i = 0; i < n; i++) {
+        size_t n_ids;
+        if (ret_bad[i] || !items[i].seq)
+            continue;
+        l->known_id = td_seq_ids(items[i].seq, &n_ids)[0];
+        l->have_known = 1;
+        break;
+    }
+    return n_good;
+}
+
+uint32_t td_worker_lane_run(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                            td_sample *samples, uint8_t *ret_bad)
+{
+    return settle(l, td_engine_step(l->c.engine, items, n, samples), items, n, samples, ret_bad);
+}
+
+uint32_t td_worker_lane_end(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                            td_sample *samples, uint8_t *ret_bad)
+{
+    return settle(l, td_engine_end(l->c.engine, samples), items, n, samples, ret_bad);
 }
 
 static void arrive(td_worker_lane *l, td_worker_job *j)

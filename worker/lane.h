@@ -76,6 +76,11 @@ void td_worker_lane_finish(td_worker_lane *l, td_worker_job *j);
  * does not end it. */
 uint32_t td_worker_lane_run(td_worker_lane *l, const td_step_item *items, uint32_t n,
                             td_sample *samples, uint8_t *ret_bad);
+/* The same for the step that was begun first (td_engine_begin()), with its items; of those whose
+ * sequence was freed since, seq is NULL: they do not fail, and their samples are undefined. When
+ * the step failed nothing is begun any more. */
+uint32_t td_worker_lane_end(td_worker_lane *l, const td_step_item *items, uint32_t n,
+                            td_sample *samples, uint8_t *ret_bad);
 /* A step has made so many tokens. */
 void td_worker_lane_count(td_worker_lane *l, uint64_t n_tokens);
 #define TD_WORKER_BAD_STEP "the engine failed in this request's step"

@@ -95,9 +95,8 @@ int td_gpu_pool_type(td_queue *q, td_dtype t, int fp8_too)
 const td_step *td_gpu_step(td_queue *q, const td_step *s)
 {
     if (q->mode == TD_GPU_RUN && memcmp(&q->step, s, sizeof *s) != 0) {
-        td_gpu *g = td_gpu_device();
         memcpy(&q->step, s, sizeof *s);
-        int r = g->ops->upload(g, q->stream, q->dev_step, &q->step, sizeof q->step);
+        int r = td_gpu_send(q, q->dev_step, &q->step, sizeof q->step);
         if (r < 0)
             td_gpu_fail(q, r);
     }
@@ -186,7 +185,7 @@ static void gpu_copy(td_queue *q, void *dst, const void *src, size_t bytes)
     if (bytes == 0)
         return;
     if (to)
-        r = (from ? g->ops->copy : g->ops->upload)(g, q->stream, dst, src, bytes);
+        r = from ? g->ops->copy(g, q->stream, dst, src, bytes) : td_gpu_send(q, dst, src, bytes);
     else if (from)
         r = g->ops->download(g, q->stream, dst, src, bytes);
     if (!to && r >= 0)
@@ -205,6 +204,7 @@ static void gpu_close(td_queue *q)
     td_gpu_transfer_close(q);
     if (q->stream)
         g->ops->stream_wait(g, q->stream);
+    td_gpu_behind_close(q);
     scratch *all[] = {&q->attend, &q->scores, &q->lists, &q->experts, &q->draws};
     for (size_t i = 0; i < TD_ARRAY_LEN(all); i++)
         g->ops->mem_free(g, all[i]->p);
@@ -232,6 +232,7 @@ static int gpu_open(const td_backend_options *options, td_queue **ret_queue, td_
                 ? g->ops->fill(g, q->stream, q->dev_error, 0, sizeof *q->dev_error)
                 : -ENOMEM;
     }
+    r = r < 0 ? r : td_gpu_behind_open(q);
     r = r < 0 ? r : td_gpu_transfer_open(q);
     if (r < 0) {
         gpu_close(q);
@@ -284,6 +285,7 @@ static const td_backend ops = {
     .sample = td_gpu_sample,
     .transfer = &td_gpu_transfer,
     .capture = &td_gpu_capture,
+    .behind = &td_gpu_behind,
 };
 
 int td_gpu_backend_open(td_gpu *g, const char *name, const td_backend **ret_backend,

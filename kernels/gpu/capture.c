@@ -26,8 +26,10 @@ static void drop(td_queue *q, void *p)
 {
     td_gpu *g = td_gpu_device();
     graph *k = p;
-    if (k && k->of_driver)
+    if (k && k->of_driver) {
+        g->ops->stream_wait(g, q->stream); /* it may be running */
         g->ops->graph_free(g, k->of_driver);
+    }
     free(k);
 }
 

@@ -216,6 +216,11 @@ static int gpu_event_done(td_gpu *g, void *event)
     return r < 0 ? r : 1;
 }
 
+static int gpu_event_wait(td_gpu *g, void *event)
+{
+    return check(of(g), of(g)->event_wait(event), "waiting for an event");
+}
+
 static int gpu_event_ms(td_gpu *g, void *from, void *to, float *ret_ms)
 {
     return check(of(g), of(g)->event_ms(ret_ms, from, to), "time between events");
@@ -303,6 +308,7 @@ static const td_gpu_ops driver_ops = {
     .event_record = gpu_event_record,
     .event_after = gpu_event_after,
     .event_done = gpu_event_done,
+    .event_wait = gpu_event_wait,
     .event_ms = gpu_event_ms,
     .host_call = gpu_host_call,
     .kernel = gpu_kernel,

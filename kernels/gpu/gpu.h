@@ -60,6 +60,7 @@ typedef struct td_gpu_ops {
     int (*event_record)(td_gpu *g, void *event, void *stream);
     int (*event_after)(td_gpu *g, void *stream, void *event); /* stream waits for event */
     int (*event_done)(td_gpu *g, void *event); /* 1 passed, 0 not yet: never blocks */
+    int (*event_wait)(td_gpu *g, void *event); /* blocks the host */
     int (*event_ms)(td_gpu *g, void *from, void *to, float *ret_ms); /* both have passed */
     /* fn(arg) on some thread when everything queued before has been done, never when it failed. fn
      * calls no driver. */

@@ -23,6 +23,14 @@ struct td_tensor {
     uint64_t bytes, scale_bytes;
 };
 
+/* A step that is queued whole; host is page-locked: its error, then the ids it drew. */
+typedef struct sealed {
+    void *passed;
+    int error; /* of the host's side */
+    uint32_t n;
+    uint32_t *host;
+} sealed;
+
 /* Device memory that grows when an op needs more. */
 typedef struct scratch {
     void *p;
@@ -39,6 +47,14 @@ struct td_queue {
     scratch attend, scores, lists, experts, draws;
     uint64_t moves; /* of scratches: recorded launches hold their addresses */
     enum { TD_GPU_RUN, TD_GPU_DRY, TD_GPU_RECORD } mode;
+    /* behind.c */
+    char *room; /* page-locked: what uploads leave from, in two halves */
+    uint32_t room_half;
+    size_t room_at; /* in that half */
+    void *room_passed[2];
+    uint8_t room_used[2];
+    sealed sealed[TD_BEHIND_MAX];
+    uint32_t first_sealed, n_sealed;
     /* transfer.c */
     void *copy_stream, *ops_end;
     int in_group; /* the copy stream waits for the ops already */
@@ -82,6 +98,14 @@ extern const td_transfer_ops td_gpu_transfer;
 int td_gpu_transfer_open(td_queue *q);
 void td_gpu_transfer_close(td_queue *q); /* waits for copies under way */
 
+/* behind.c */
+extern const td_behind_ops td_gpu_behind;
+int td_gpu_behind_open(td_queue *q);
+void td_gpu_behind_close(td_queue *q); /* the stream is waited for */
+/* Upload in the order of the ops; src has been read when it returns, which does not wait for them.
+ * 0, negative errno. */
+int td_gpu_send(td_queue *q, void *dst, const void *src, size_t bytes);
+
 /* capture.c */
 extern const td_capture_ops td_gpu_capture;
 
@@ -104,6 +128,8 @@ void td_gpu_mla_write(td_queue *q, const td_step *s, const td_mla_write *a);
 void td_gpu_index_write(td_queue *q, const td_step *s, const td_index_write *a);
 void td_gpu_gqa_write(td_queue *q, const td_step *s, const td_gqa_write *a);
 void td_gpu_sample(td_queue *q, struct td_sample_row *rows, uint32_t n);
+/* behind.draw; ids NULL: to q->draws. Where they come to lie, NULL: the queue has failed. */
+uint32_t *td_gpu_draw(td_queue *q, const struct td_sample_row *rows, uint32_t n, uint32_t *ids);
 
 /* products.c */
 void td_gpu_gemm(td_queue *q, const td_step *s, const td_gemm *g);

@@ -141,8 +141,8 @@ static draw_room room_for(const td_sample_row *rows, uint32_t n)
     return r;
 }
 
-static void fill_draws(const td_sample_row *rows, uint32_t n, const draw_room *room, char *host,
-                       char *dev)
+static void fill_draws(const td_sample_row *rows, uint32_t n, const draw_room *room, uint32_t *ids,
+                       char *host, char *dev)
 {
     size_t edits = room->edits;
     for (uint32_t i = 0; i < n; i++) {
@@ -162,7 +162,7 @@ static void fill_draws(const td_sample_row *rows, uint32_t n, const draw_room *r
                        .top_p_bits = r->top_p < 1.0f ? fraction(r->top_p) : 0,
                        .edits = (const td_logit_edit *)(void *)(dev + edits),
                        .n_edits = r->n_edits,
-                       .id = (uint32_t *)(void *)(dev + room->ids) + i,
+                       .id = ids + i,
                        .w = (uint64_t *)(void *)work,
                        .x = (float *)(void *)(work + (r->vocab + 7ul) / 8 * 8 * sizeof(uint64_t))};
         memcpy(host + i * sizeof d, &d, sizeof d);
@@ -172,26 +172,35 @@ static void fill_draws(const td_sample_row *rows, uint32_t n, const draw_room *r
     }
 }
 
-void td_gpu_sample(td_queue *q, struct td_sample_row *rows, uint32_t n)
+uint32_t *td_gpu_draw(td_queue *q, const td_sample_row *rows, uint32_t n, uint32_t *ids)
 {
-    td_gpu *g = td_gpu_device();
     draw_room room = room_for(rows, n);
     char *dev = td_gpu_scratch(q, &q->draws, room.bytes), *host = calloc(1, room.work);
     if (!dev || !host) {
         td_gpu_fail(q, -ENOMEM);
         free(host);
-        return;
+        return NULL;
     }
-    fill_draws(rows, n, &room, host, dev);
-    int r = g->ops->upload(g, q->stream, dev, host, room.work);
+    ids = ids ? ids : (uint32_t *)(void *)(dev + room.ids);
+    fill_draws(rows, n, &room, ids, host, dev);
+    int r = td_gpu_send(q, dev, host, room.work);
+    free(host);
+    if (r < 0)
+        td_gpu_fail(q, r);
     td_k_sample a = {(const td_k_draw *)(void *)dev};
     td_gpu_launch(q, K_sample, n, TD_K_LDS_SAMPLE, &a, sizeof a);
-    uint32_t *ids = (uint32_t *)(void *)(host + room.ids);
-    r = r < 0 ? r : g->ops->download(g, q->stream, ids, dev + room.ids, n * sizeof *ids);
+    return ids;
+}
+
+void td_gpu_sample(td_queue *q, td_sample_row *rows, uint32_t n)
+{
+    td_gpu *g = td_gpu_device();
+    uint32_t *dev = td_gpu_draw(q, rows, n, NULL), *ids = calloc(n, sizeof *ids);
+    int r = dev && ids ? g->ops->download(g, q->stream, ids, dev, n * sizeof *ids) : -ENOMEM;
     r = r < 0 ? r : g->ops->stream_wait(g, q->stream);
     for (uint32_t i = 0; r >= 0 && i < n; i++)
         rows[i].id = ids[i];
     if (r < 0)
         td_gpu_fail(q, r);
-    free(host);
+    free(ids);
 }

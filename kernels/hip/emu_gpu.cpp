@@ -75,6 +75,7 @@ struct emu_gpu {
     uint32_t order;
     bool guarded, deferred;
     uint64_t n_graphs;         /* launched */
+    uint64_t n_ran;            /* kernels, copies, fills */
     allocation *memory, *host; /* host: page-locked */
 };
 
@@ -114,6 +115,7 @@ void run_node(td_gpu *g, const node *n)
         n->call(n->call_arg);
         return;
     }
+    of(g)->n_ran++;
     open_memory(g, true);
     if (n->kernel)
         td_emu::run(n->kernel->fn, n->args,
@@ -318,6 +320,14 @@ int event_done(td_gpu *, void *ev)
     return e->of && e->of->n_ran >= e->n;
 }
 
+int event_wait(td_gpu *g, void *ev)
+{
+    const event *e = static_cast<event *>(ev);
+    if (e->of)
+        drain(g, e->of, e->n);
+    return 0;
+}
+
 int host_call(td_gpu *g, void *s, void (*fn)(void *), void *arg)
 {
     node n = {};
@@ -407,6 +417,7 @@ td_gpu_ops make_ops()
     o.event_record = event_record;
     o.event_after = event_after;
     o.event_done = event_done;
+    o.event_wait = event_wait;
     o.event_ms = event_ms;
     o.host_call = host_call;
     o.kernel = kernel;
@@ -447,6 +458,11 @@ extern "C" void td_emu_gpu_guard(td_gpu *g)
 extern "C" uint64_t td_emu_gpu_graphs(td_gpu *g)
 {
     return of(g)->n_graphs;
+}
+
+extern "C" uint64_t td_emu_gpu_ran(td_gpu *g)
+{
+    return of(g)->n_ran;
 }
 
 extern "C" void td_emu_gpu_defer(td_gpu *g)

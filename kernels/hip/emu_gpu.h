@@ -22,6 +22,9 @@ void td_emu_gpu_guard(td_gpu *g);
  * who reads a result without waiting reads something else. */
 void td_emu_gpu_defer(td_gpu *g);
 
+/* Kernels, copies and fills that ran so far. */
+uint64_t td_emu_gpu_ran(td_gpu *g);
+
 /* Graphs launched so far. */
 uint64_t td_emu_gpu_graphs(td_gpu *g);
 

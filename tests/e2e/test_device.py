@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """--device hip with whole processes, on a stand-in for the driver that runs the kernels in an emulation: blocks leave one device's
 memory and enter another's, and no token changes; a worker on another device is refused with the reason. 77 = no GPU kernels."""
-import pathlib, sys
+import pathlib, sys, threading, urllib.request
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 
@@ -19,6 +19,42 @@ def answers(s):
     return out
 
 
+# Streams that come and go at different steps. With logprobs a step is run when the one before is done, without them while it runs.
+STREAMS = [{"prompt": TEXT[:50 + 9 * i], "max_tokens": 5 + 3 * i, "temperature": 1.0, "seed": i, "ignore_eos": True} for i in range(3)]
+
+
+def streams_do_not_depend_on_the_host(s, port):
+    text = lambda b: s.json("POST", "/v1/completions", b)["choices"][0]["text"]
+    counted = lambda: [int(re.search(rf"^tandem_decode_steps_{w}_total (\d+)", page, re.M).group(1)) for w in ("ahead", "waited")
+                       for page in [urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()]]
+    before = counted()
+    want = [text({**b, "logprobs": 1}) for b in STREAMS]
+    alone = counted()
+    check(alone[0] == before[0] and alone[1] > before[1], f"steps that give logprobs were begun ahead: {before} {alone}")
+    got = [None] * len(STREAMS)
+
+    def ask(i):
+        got[i] = text(STREAMS[i])
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(STREAMS))]
+    dropped = s.stream("/v1/completions", {**STREAMS[2], "max_tokens": 200})
+    next(iter(dropped))
+    for t in threads:
+        t.start()
+        time.sleep(0.1)
+    dropped.close()
+    for t in threads:
+        t.join()
+    check(got == want, f"steps that are begun ahead gave other tokens: {got} {want}")
+    check(counted()[0] > alone[0] + 5, f"no step was begun ahead: {alone} {counted()}")
+
+
+def free_port():
+    with socket.socket() as k:
+        k.bind(("127.0.0.1", 0))
+        return k.getsockname()[1]
+
+
 def main():
     if not DRIVER.is_dir():
         skip("no emulation was built (a C++ compiler)")
@@ -34,11 +70,15 @@ def main():
         options = ("--device", "hip", "--chunk", "64", "--kv-blocks", "24", "--max-seqs", "4", "--log-level", "info", "--request-timeout", "900")
         with Server(*options, "--local-prefill-tokens", "65536", model=model) as s: # nothing leaves a device
             want = answers(s)
+        port = free_port()
+        os.environ["TANDEM_DECODE_METRICS_LISTEN"] = f"127.0.0.1:{port}"
         with Server(*options, model=model) as s:
+            streams_do_not_depend_on_the_host(s, port)
             check(answers(s) == want, "a handoff between devices changed tokens")
             check(s.messages().count("event=device ") == 2, s.messages())
             check('transport=zmq why="our pool is in a device' in s.messages(), s.messages())
             check("kv_shm_fallback" not in s.messages(), s.messages())
+        del os.environ["TANDEM_DECODE_METRICS_LISTEN"]
         control = f"ipc://{tmp}/control.sock"
         router = subprocess.Popen([TANDEM, "router", "--model", model, "--control", control, "--listen", "127.0.0.1:0"],
                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -59,6 +59,7 @@ hipError_t hipEventCreateWithFlags(void **event, unsigned flags);
 hipError_t hipEventDestroy(void *event);
 hipError_t hipEventRecord(void *event, void *stream);
 hipError_t hipEventQuery(void *event);
+hipError_t hipEventSynchronize(void *event);
 hipError_t hipEventElapsedTime(float *ms, void *from, void *to);
 hipError_t hipLaunchHostFunc(void *stream, void (*fn)(void *), void *arg);
 hipError_t hipStreamBeginCapture(void *stream, int m);
@@ -264,6 +265,11 @@ API hipError_t hipEventRecord(void *event, void *stream)
 }
 
 API hipError_t hipEventQuery(void *event)
+{
+    return *(int *)event ? SUCCESS : NOT_READY;
+}
+
+API hipError_t hipEventSynchronize(void *event)
 {
     return *(int *)event ? SUCCESS : NOT_READY;
 }

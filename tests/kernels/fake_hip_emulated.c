@@ -44,6 +44,7 @@ int hipEventCreateWithFlags(void **event, unsigned flags);
 int hipEventDestroy(void *event);
 int hipEventRecord(void *event, void *stream);
 int hipEventQuery(void *event);
+int hipEventSynchronize(void *event);
 int hipEventElapsedTime(float *ms, void *from, void *to);
 int hipLaunchHostFunc(void *stream, void (*fn)(void *), void *arg);
 int hipStreamBeginCapture(void *stream, int m);
@@ -245,6 +246,11 @@ API int hipEventQuery(void *event)
     int done = g->ops->event_done(g, event);
     pthread_mutex_unlock(&lock);
     return done ? 0 : NOT_READY;
+}
+
+API int hipEventSynchronize(void *event)
+{
+    LOCKED(g->ops->event_wait(g, event));
 }
 
 API int hipEventElapsedTime(float *ms, void *from, void *to)

@@ -23,7 +23,7 @@ endif()
 
 # The GPU backend in the emulation: the kernel tests once more (test_kernels_X as emu_kernels_X), and tests of its own.
 if(TARGET td_emu)
-    foreach(t kernels_attend kernels_draw kernels_gemm kernels_index kernels_kv kernels_moe kernels_share kv ops scaled selftest tune engine)
+    foreach(t kernels_attend kernels_draw kernels_gemm kernels_index kernels_kv kernels_moe kernels_share ahead kv ops scaled selftest tune engine)
         set(source ${CMAKE_CURRENT_LIST_DIR}/test_${t}.c)
         if(NOT EXISTS ${source})
             set(source ${CMAKE_CURRENT_LIST_DIR}/emu_${t}.c)

@@ -74,6 +74,7 @@ static void every_call_reaches_the_driver(void **state)
     assert_int_equal(o->event_after(g, stream, from), 0);
     assert_int_equal(o->event_record(g, to, stream), 0);
     assert_int_equal(o->event_done(g, to), 1);
+    assert_int_equal(o->event_wait(g, to), 0);
     float ms = 0;
     assert_int_equal(o->event_ms(g, from, to, &ms), 0);
     assert_true(ms > 1.4f && ms < 1.6f);
