@@ -12,6 +12,7 @@
 #include "base/version.h"
 #include "cli/cli.h"
 #include "cli/gpu.h"
+#include "engine/golden.h"
 #include "kernels/checks/checks.h"
 #include "kernels/checks/gpu.h"
 #include "kernels/gpu/objects.h"
@@ -24,7 +25,7 @@ enum { PROBE_COPIES = 8 };
 #define FLUSH_BYTES ((size_t)512 << 20)
 
 typedef struct report {
-    const char *model;               /* of the golden */
+    td_selftest_golden golden;
     uint32_t passed, failed, absent; /* absent: this device has nothing of it */
 } report;
 
@@ -191,21 +192,14 @@ static void run_checks(report *r, const td_check_target *t)
     }
 }
 
-static void run_golden(report *r, const td_backend *be)
+static void print_golden(void *arg, const td_selftest_result *g)
 {
-    for (td_dtype type = TD_F32; type <= TD_BF16; type++) {
-        td_golden_result g = {0};
-        td_err err = {0};
-        char name[64];
-        int code = td_golden_run(r->model, be, type, &g, &err);
-        snprintf(name, sizeof name, "logits and bytes of a model, %s", td_dtype_name(type));
-        result(r, code < 0 || g.failed[0]);
-        printf("%-7s %-62s %10.2e %10.2e  %s\n", "golden", name, g.error, g.bound,
-               code < 0 || g.failed[0] ? "FAIL" : "PASS");
-        if (code < 0 || g.failed[0])
-            printf("        %s\n", code < 0 ? err.text : g.failed);
-        fflush(stdout);
-    }
+    result(arg, g->failed[0] != 0);
+    printf("%-7s %-62s %10.2e %10.2e  %s\n", "golden", g->name, g->error, g->bound,
+           g->failed[0] ? "FAIL" : "PASS");
+    if (g->failed[0])
+        printf("        %s\n", g->failed);
+    fflush(stdout);
 }
 
 static int test_gpu(report *r, const td_options *o, const char *word)
@@ -224,7 +218,7 @@ static int test_gpu(report *r, const td_options *o, const char *word)
     if (code >= 0) {
         run_checks(r, td_check_gpu_target(c));
         td_check_gpu_close(c);
-        run_golden(r, be);
+        td_selftest_run(&r->golden, be, print_golden, r);
     }
     td_cli_gpu_close(g);
     if (code < 0)
@@ -250,8 +244,24 @@ static int test_cpu(report *r, const char *isa)
             continue;
         }
         run_checks(r, &t);
-        run_golden(r, t.backend);
+        td_selftest_run(&r->golden, t.backend, print_golden, r);
     }
+    return 0;
+}
+
+/* dir NULL: the built-in model, at made. */
+static int open_golden(report *r, const char *dir, char *made, size_t n, td_err *err)
+{
+    int code = dir ? 0 : td_selftest_model(made, n, err);
+    code = code < 0 ? code : td_selftest_golden_open(dir ? dir : made, &r->golden, err);
+    if (code < 0)
+        return code;
+    if (r->golden.golden)
+        printf("golden       %s, computed by %s\n", r->golden.model,
+               td_golden_maker(r->golden.golden));
+    else
+        printf("golden       %s, against the reference kernels%s\n",
+               dir ? dir : "built-in random model", dir ? ": it holds no golden.json" : "");
     return 0;
 }
 
@@ -259,18 +269,18 @@ static int selftest(const td_options *o)
 {
     char made[256] = "";
     td_err err = {0};
-    report r = {.model = o->n_positional ? o->positional[0] : made};
+    report r = {0};
     const char *word = td_opt_str(o, TD_OPT_ID_DEVICE);
     print_head();
-    if (!o->n_positional && td_golden_model(made, sizeof made, &err) < 0) {
-        fprintf(stderr, "tandem selftest: the model of the golden: %s\n", err.text);
-        return TD_EXIT_FAILED;
-    }
-    printf("golden       %s\n", o->n_positional ? o->positional[0] : "built-in random model");
-    int code = strcmp(word, "cpu") == 0 ? test_cpu(&r, td_opt_str(o, TD_OPT_ID_ISA))
+    int code = open_golden(&r, o->n_positional ? o->positional[0] : NULL, made, sizeof made, &err);
+    if (code < 0)
+        fprintf(stderr, "tandem selftest: the golden: %s\n", err.text);
+    else
+        code = strcmp(word, "cpu") == 0 ? test_cpu(&r, td_opt_str(o, TD_OPT_ID_ISA))
                                         : test_gpu(&r, o, word);
-    if (!o->n_positional)
-        td_golden_model_remove(made);
+    td_selftest_golden_done(&r.golden);
+    if (made[0])
+        td_selftest_model_remove(made);
     if (code < 0)
         return TD_EXIT_FAILED;
     printf("\n%s: %u passed, %u failed, %u not on this device\n", r.failed ? "FAIL" : "PASS",

@@ -8,9 +8,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bug.h"
+#include "base/cleanup.h"
+#include "base/file.h"
 #include "base/rand.h"
 #include "cli/model.h"
 #include "engine/engine.h"
+#include "engine/golden.h"
 #include "engine/model_files.h"
 
 #include "base/banned.h"
@@ -34,7 +38,7 @@ static const char config[] =
     " \"rope_interleave\": true, \"indexer_rope_interleave\": true,\n"
     " \"tie_word_embeddings\": false, \"vocab_size\": 256}\n";
 
-int td_golden_model(char *path, size_t n, td_err *reterr_err)
+int td_selftest_model(char *path, size_t n, td_err *reterr_err)
 {
     const char *tmp = getenv("TMPDIR");
     td_config c;
@@ -51,11 +55,11 @@ int td_golden_model(char *path, size_t n, td_err *reterr_err)
         td_random_list_done(&list);
     }
     if (r < 0)
-        td_golden_model_remove(path);
+        td_selftest_model_remove(path);
     return r;
 }
 
-void td_golden_model_remove(const char *path)
+void td_selftest_model_remove(const char *path)
 {
     td_model_files_remove(path);
 }
@@ -167,36 +171,160 @@ static double error_of(const float *got, const float *want, uint32_t n)
 }
 
 static void judge(const float *want, const float *got, const float *pieces, uint32_t vocab,
-                  td_golden_result *ret)
+                  td_selftest_result *ret)
 {
     for (int i = 0; i < STEPS; i++) {
         double e = error_of(got + (size_t)i * vocab, want + (size_t)i * vocab, vocab);
         ret->error = e > ret->error || isnan(e) ? e : ret->error;
     }
-    ret->same_bytes = memcmp(got, pieces, (size_t)STEPS * vocab * sizeof *got) == 0;
     if (!(ret->error <= ret->bound))
         snprintf(ret->failed, sizeof ret->failed,
                  "logits differ from the reference kernels by %g, at most %g", ret->error,
                  ret->bound);
-    else if (!ret->same_bytes)
+    else if (memcmp(got, pieces, (size_t)STEPS * vocab * sizeof *got) != 0)
         snprintf(ret->failed, sizeof ret->failed,
                  "a prompt computed %d tokens at a time gives other bytes", PIECE);
 }
 
-int td_golden_run(const char *dir, const td_backend *be, td_dtype type, td_golden_result *ret,
-                  td_err *reterr_err)
+static void against_reference(const char *dir, const td_backend *be, td_dtype type,
+                              td_selftest_report report, void *arg)
 {
     float *want = NULL, *got = NULL, *pieces = NULL;
     uint32_t ids[STEPS], vocab = 0;
+    td_err err = {0};
     /* sums in another order; BF16 also rounds some operands to the other side */
-    *ret = (td_golden_result){.bound = type == TD_F32 ? 2e-5 : 2e-2};
-    int r = trace(dir, &td_backend_ref, type, PROMPT, 0, ids, &want, &vocab, reterr_err);
-    r = r < 0 ? r : trace(dir, be, type, PROMPT, 1, ids, &got, &vocab, reterr_err);
-    r = r < 0 ? r : trace(dir, be, type, PIECE, 1, ids, &pieces, &vocab, reterr_err);
+    td_selftest_result out = {.bound = type == TD_F32 ? 2e-5 : 2e-2};
+    snprintf(out.name, sizeof out.name, "logits and bytes of a model, %s", td_dtype_name(type));
+    int r = trace(dir, &td_backend_ref, type, PROMPT, 0, ids, &want, &vocab, &err);
+    r = r < 0 ? r : trace(dir, be, type, PROMPT, 1, ids, &got, &vocab, &err);
+    r = r < 0 ? r : trace(dir, be, type, PIECE, 1, ids, &pieces, &vocab, &err);
     if (r >= 0)
-        judge(want, got, pieces, vocab, ret);
+        judge(want, got, pieces, vocab, &out);
+    else
+        snprintf(out.failed, sizeof out.failed, "%.299s", err.text);
+    report(arg, &out);
     free(want);
     free(got);
     free(pieces);
+}
+
+/* ---- a golden of other software ---- */
+
+/* The nearest folder above dir in which the golden's model lies. */
+static int find_model(const char *dir, const td_golden *g, char *ret, size_t n, td_err *err)
+{
+    const char *model = td_golden_model(g);
+    TD_AUTO_FREE char *real = realpath(dir, NULL);
+    if (!real)
+        return td_err_set(err, -errno, "%s: %s", dir, td_errno_text(-errno));
+    if (model[0] == '/' || strstr(model, ".."))
+        return td_err_set(err, -EINVAL, "%s/golden.json: model '%.100s' is not a path below a tree",
+                          dir, model);
+    for (char *slash; (slash = strrchr(real, '/'));) {
+        *slash = 0;
+        int len = snprintf(ret, n, "%s/%s/config.json", real, model);
+        if (len > 0 && (size_t)len < n && access(ret, R_OK) == 0) {
+            ret[len - (int)strlen("/config.json")] = 0;
+            return 0;
+        }
+    }
+    return td_err_set(err, -ENOENT,
+                      "%s/golden.json is of the checkpoint '%.100s', which no folder above it "
+                      "holds; put golden.json and golden.safetensors beside the checkpoint",
+                      dir, model);
+}
+
+static int is_there(const char *dir, const char *name)
+{
+    TD_AUTO_FREE char *path = td_path_join(dir, name);
+    return path && access(path, R_OK) == 0;
+}
+
+int td_selftest_golden_open(const char *dir, td_selftest_golden *ret, td_err *reterr_err)
+{
+    *ret = (td_selftest_golden){0};
+    if (snprintf(ret->model, sizeof ret->model, "%s", dir) >= (int)sizeof ret->model)
+        return td_err_set(reterr_err, -ENAMETOOLONG, "%.100s...: path too long", dir);
+    if (!is_there(dir, "golden.json"))
+        return 0;
+    int r = td_golden_open(dir, &ret->golden, reterr_err);
+    if (r >= 0 && !is_there(dir, "config.json"))
+        r = find_model(dir, ret->golden, ret->model, sizeof ret->model, reterr_err);
+    if (r < 0)
+        td_selftest_golden_done(ret);
     return r;
+}
+
+void td_selftest_golden_done(td_selftest_golden *g)
+{
+    td_golden_close(g->golden);
+    g->golden = NULL;
+}
+
+static int open_for(const td_selftest_golden *g, const td_backend *be, td_golden_kind kind,
+                    subject *s, td_err *err)
+{
+    td_dtype type = kind == TD_GOLDEN_F32 ? TD_F32 : TD_BF16;
+    td_model_options o = {.isa = "auto",
+                          .backend = be,
+                          .act = type,
+                          .act_i8 = kind == TD_GOLDEN_INT8,
+                          .kv = type,
+                          .index = type,
+                          .n_threads = 1,
+                          .n_ranks = 1};
+    size_t most = 0;
+    for (size_t i = 0; i < td_golden_prompts(g->golden); i++)
+        most = td_golden_ids(g->golden, i) > most ? td_golden_ids(g->golden, i) : most;
+    td_engine_limits limits = {
+        .max_rows = TD_GOLDEN_MAX_ROWS, .max_seqs = 1, .n_blocks = (uint32_t)(most / 64) + 2};
+    int r = td_model_open(g->model, &o, &s->model, err);
+    return r < 0 ? r : td_engine_open(s->model, &limits, &s->engine, err);
+}
+
+static void tell(const td_golden_outcome *o, int counted, char *failed, size_t n)
+{
+    if (!(o->error <= o->bound))
+        snprintf(failed, n, "logits are off by %g, at most %g", o->error, o->bound);
+    else if (o->wrong)
+        snprintf(failed, n, "%u ids or choices differ, the first: %s", o->wrong, o->first_wrong);
+    else if (!td_golden_agrees(o, counted))
+        snprintf(failed, n, "%u near ties fell to the other side, at most %u", o->injections,
+                 o->allowed);
+}
+
+static void against_golden(const td_selftest_golden *g, const td_backend *be, td_golden_kind kind,
+                           td_selftest_report report, void *arg)
+{
+    subject s = {0};
+    td_err err = {0};
+    int r = open_for(g, be, kind, &s, &err);
+    for (size_t i = 0; i < td_golden_prompts(g->golden); i++) {
+        td_golden_outcome o = {0};
+        td_selftest_result out = {0};
+        r = r < 0 ? r : td_golden_follow(g->golden, i, kind, s.engine, &o, &err);
+        snprintf(out.name, sizeof out.name, "%.24s: %u ids, %u rows, %u near ties, %s",
+                 td_golden_name(g->golden, i), o.tokens, o.rows, o.injections,
+                 td_golden_kind_name(kind));
+        out.error = o.error;
+        out.bound = o.bound;
+        if (r < 0)
+            snprintf(out.failed, sizeof out.failed, "%.299s", err.text);
+        else
+            tell(&o, !be->transfer || kind == TD_GOLDEN_F32, out.failed, sizeof out.failed);
+        report(arg, &out);
+        if (r < 0)
+            break;
+    }
+    close_subject(&s);
+}
+
+void td_selftest_run(const td_selftest_golden *g, const td_backend *be, td_selftest_report report,
+                     void *arg)
+{
+    for (td_dtype type = TD_F32; !g->golden && type <= TD_BF16; type++)
+        against_reference(g->model, be, type, report, arg);
+    for (td_golden_kind k = TD_GOLDEN_F32; g->golden && k < TD_GOLDEN_KINDS; k++)
+        if (td_golden_has(g->golden, k) && (k != TD_GOLDEN_INT8 || be->act_i8))
+            against_golden(g, be, k, report, arg);
 }

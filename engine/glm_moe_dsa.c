@@ -10,32 +10,6 @@
 
 #include "base/banned.h"
 
-static void probe_selection(td_engine *e, uint32_t layer)
-{
-    const td_config *c = &e->model->config;
-    td_buffers *b = &e->buf;
-    if (!e->probe || !e->probe->selected)
-        return;
-    e->be->finish(e->queue);
-    for (uint32_t t = 0; t < e->step.n_rows; t++)
-        e->probe->selected(e->probe->arg, layer, e->positions[t],
-                           b->selected + (size_t)t * c->index_topk, &b->n_selected[t],
-                           c->index_topk, b->index_margin[t]);
-}
-
-static void probe_route(td_engine *e, uint32_t layer)
-{
-    const td_config *c = &e->model->config;
-    td_buffers *b = &e->buf;
-    if (!e->probe || !e->probe->routed)
-        return;
-    e->be->finish(e->queue);
-    for (uint32_t t = 0; t < e->step.n_rows; t++)
-        e->probe->routed(e->probe->arg, layer, e->positions[t],
-                         b->scores + (size_t)t * c->n_experts, b->experts + (size_t)t * c->top_k,
-                         b->route_weights + (size_t)t * c->top_k, c->top_k, b->route_margin[t]);
-}
-
 /* Queries, latents and, on a full layer, the indexer's key and head weights from one operand h. */
 static void project(td_engine *e, const td_layer *l)
 {
@@ -94,7 +68,7 @@ static void select_positions(td_engine *e, const td_layer *l, uint32_t layer)
                               .n_selected = b->n_selected,
                               .margin = e->probe ? b->index_margin : NULL};
     e->be->index_select(e->queue, &e->step, &select);
-    probe_selection(e, layer);
+    td_probe_selection(e, layer);
 }
 
 void td_row_parallel(td_engine *e, const float *a, uint32_t k, const td_tensor *w)
@@ -180,7 +154,7 @@ static void experts(td_engine *e, const td_layer *l, uint32_t layer)
                       .weights = b->route_weights,
                       .margin = e->probe ? b->route_margin : NULL};
     e->be->route(e->queue, &e->step, &route);
-    probe_route(e, layer);
+    td_probe_route(e, layer);
     uint32_t own = td_kplan_slices(c->moe_inter),
              shared = td_kplan_slices(c->n_shared * c->moe_inter);
     td_moe moe = {.a = b->h,

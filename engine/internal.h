@@ -148,6 +148,10 @@ void td_dense_mlp(td_engine *e, const td_layer *l);
  * tokens whose logits are wanted. 1 done, 0 not by a graph, negative errno. */
 int td_graph_step(td_engine *e, uint32_t n);
 void td_graphs_free(td_engine *e);
+/* probe.c */
+/* Show what was selected, or routed, and take it back; nothing without a probe. */
+void td_probe_selection(td_engine *e, uint32_t layer);
+void td_probe_route(td_engine *e, uint32_t layer);
 /* step.c */
 void td_forward(td_engine *e);
 int td_step_check(const td_engine *e, const td_step_item *items, uint32_t n_items);

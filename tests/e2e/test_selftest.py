@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """tandem selftest, check and tune: every check passes on the CPU; without a GPU the error says what is missing; on a stand-in for the
 driver that runs the kernels in an emulation the selftest drives a real start, and a table made for a model silences what is untuned."""
-import pathlib, re, sys
+import json, pathlib, re, shutil, struct, sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from tandem_e2e import *
 
@@ -24,8 +24,39 @@ def on_the_cpu():
         check(line in out, f"{line}\n{out}")
     code, out, err = tandem("selftest", ROOT / "tests/goldens/models/qwen3-mxfp4", "--isa", "auto")
     check(code == 0 and "FAIL" not in out, out + err)
+    check("qwen3-mxfp4, against the reference kernels: it holds no golden.json" in out, out)
     code, out, err = tandem("selftest", "/nonexistent", "--isa", "ref")
     check(code == 1 and "FAIL: " in out and "/nonexistent" in out, out + err)
+
+
+def against_transformers():
+    """A golden folder: its checkpoint is found, ids and logits are compared, and a golden that says otherwise fails."""
+    golden = ROOT / "tests/goldens/qwen3-mxfp4"
+    code, out, err = tandem("selftest", golden, "--isa", "avx2")
+    if "lacks it" in err:
+        return
+    check(code == 0 and "models/qwen3-mxfp4, computed by transformers " in out and "reference kernels" not in out, out + err)
+    found = re.findall(r"^golden  .*: (\d+) ids, (\d+) rows, \d+ near ties, (f32|bf16 with int8 operands|bf16) .* PASS$", out, re.M)
+    check(len(found) == 6 and {k for _, _, k in found} == {"f32", "bf16", "bf16 with int8 operands"}, out)
+    check(all(int(ids) > 0 and int(rows) > 0 for ids, rows, _ in found), out)
+    with tempfile.TemporaryDirectory() as tmp:
+        model = pathlib.Path(tmp, "model")
+        shutil.copytree(ROOT / "tests/goldens/models/qwen3-mxfp4", model)
+        shutil.copy(golden / "golden.json", model)
+        data = bytearray((golden / "golden.safetensors").read_bytes())
+        n = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + n])
+        at = 8 + n + header["1.logits"]["data_offsets"][0]
+        data[at:at + 4] = struct.pack("<f", struct.unpack("<f", data[at:at + 4])[0] + 100)
+        (model / "golden.safetensors").write_bytes(data)
+        code, out, err = tandem("selftest", model, "--isa", "avx2")
+        check(code == 1 and "logits are off by" in out and re.search(r"\nFAIL: \d+ passed, 3 failed", out), out + err)
+        (model / "golden.json").write_text((golden / "golden.json").read_text().replace('"n_tokens": 32', '"n_tokens": 31'))
+        code, out, err = tandem("selftest", model, "--isa", "avx2")
+        check(code == 1 and "golden.safetensors: tensor 0.ids is not I32" in out, out + err)
+        (model / "golden.json").write_text("{}")
+        code, out, err = tandem("selftest", model, "--isa", "avx2")
+        check(code == 1 and "golden.json: model is missing" in err, out + err)
 
 
 def without_a_gpu():
@@ -60,12 +91,15 @@ def table_of(out):
 def in_the_emulation():
     env = {"LD_LIBRARY_PATH": str(DRIVER)}
     code, out, err = tandem("selftest", "--device", "hip", "--no-probe", env=env)
+    first = out
     if "holds no kernels" in err:
         print("no code objects were built (clang++-22): no selftest through a driver")
         return
     check(code == 0 and re.search(r"\nPASS: \d+ passed, 0 failed, \d+ not on this device\n$", out), out + err)
+    code, out, err = tandem("selftest", ROOT / "tests/goldens/glm-mxfp4", "--device", "hip", "--no-probe", env=env)
+    check(code == 0 and len(re.findall(r"^golden  .*, (?:f32|bf16)[, ].* PASS$", out, re.M)) == 4, out + err)
     for line in ("device       emulation", "architecture gfx942, 1 compute units, waves of 64 lanes", "code object  gfx942, "):
-        check(line in out, f"{line}\n{out}")
+        check(line in first, f"{line}\n{first}")
     with tempfile.TemporaryDirectory() as tmp:
         model = f"{tmp}/model"
         subprocess.run([TANDEM, "model", "random", ROOT / "tests/goldens/models/glm-shared/config.json", model], check=True, stdout=subprocess.DEVNULL)
@@ -101,6 +135,7 @@ def in_the_emulation():
 
 
 on_the_cpu()
+against_transformers()
 without_a_gpu()
 what_is_untuned()
 if DRIVER.is_dir():
