@@ -42,3 +42,6 @@ find_program(TD_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
 add_test(NAME test_code_objects COMMAND ${TD_PYTHON} -B ${CMAKE_SOURCE_DIR}/tests/static/test_code_objects.py)
 set_tests_properties(test_code_objects PROPERTIES LABELS static TIMEOUT 600 SKIP_RETURN_CODE 77
     ENVIRONMENT "TD_SOURCE_DIR=${CMAKE_SOURCE_DIR};TD_BINARY_DIR=${CMAKE_BINARY_DIR}")
+add_test(NAME test_paper_figures COMMAND ${TD_PYTHON} -B ${CMAKE_SOURCE_DIR}/tests/static/test_paper_figures.py)
+set_tests_properties(test_paper_figures PROPERTIES LABELS static TIMEOUT 300 SKIP_RETURN_CODE 77 DEPENDS test_code_objects
+    ENVIRONMENT "TD_SOURCE_DIR=${CMAKE_SOURCE_DIR};TD_BINARY_DIR=${CMAKE_BINARY_DIR}")
