@@ -2,6 +2,7 @@
 /* `tandem check MODEL`: what a model would meet on a device: shapes without a tuned launch plan. */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,7 +17,8 @@
 static const struct {
     const char *arch, *name;
     uint32_t cus;
-} known[] = {{"gfx942", "MI300X", 304}, {"gfx950", "MI355X", 256}, {"sm_90", "H200", 132}};
+    int act_fp8;
+} known[] = {{"gfx942", "MI300X", 304, 0}, {"gfx950", "MI355X", 256, 1}, {"sm_90", "H200", 132, 0}};
 
 static int has_row(const td_tuned *t, const td_shape *s, uint32_t cus, uint32_t rows)
 {
@@ -44,6 +46,11 @@ static void print_shape(const td_tuned *t, const td_shape *s, uint32_t cus, uint
         printf("\n");
 }
 
+static int act_fp8(const td_options *o)
+{
+    return strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0;
+}
+
 /* Number of untuned keys, or negative. */
 static long check_device(const td_options *o, const td_shapes *s, const char *arch,
                          const char *name, uint32_t cus, td_err *err)
@@ -68,6 +75,9 @@ static long check_present(const td_options *o, const td_shapes *s, const char *w
     td_gpu *g = NULL;
     const td_backend *be = NULL;
     int r = td_cli_gpu_open(word, &g, &be, err);
+    if (r >= 0 && act_fp8(o) && !be->act_fp8)
+        r = td_err_set(err, -ENOTSUP, "--act-mxfp4 fp8: %s has no scaled matrix instruction",
+                       g->arch);
     long n = r < 0 ? r : check_device(o, s, g->arch, g->name, g->n_cus, err);
     td_cli_gpu_close(g);
     return n;
@@ -77,6 +87,10 @@ static long check_all(const td_options *o, const td_shapes *s, td_err *err)
 {
     long n = 0;
     for (size_t i = 0; i < TD_ARRAY_LEN(known) && n >= 0; i++) {
+        if (act_fp8(o) && !known[i].act_fp8) {
+            printf("%s (%s): refuses --act-mxfp4 fp8\n", known[i].arch, known[i].name);
+            continue;
+        }
         long one = check_device(o, s, known[i].arch, known[i].name, known[i].cus, err);
         n = one < 0 ? one : n + one;
     }
@@ -89,7 +103,7 @@ static int run(const td_options *o)
     const char *word = td_opt_str(o, TD_OPT_ID_DEVICE);
     td_shapes s = {0};
     td_err err = {0};
-    long n = td_shapes_add(o->positional[0], one, 1, &s, &err);
+    long n = td_shapes_add(o->positional[0], one, 1, act_fp8(o), &s, &err);
     if (n >= 0)
         n = strcmp(word, "cpu") == 0 ? check_all(o, &s, &err) : check_present(o, &s, word, &err);
     td_shapes_done(&s);

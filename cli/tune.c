@@ -116,9 +116,13 @@ static int tune(const td_options *o, tuning *t, td_err *err)
 {
     uint32_t ranks[RANKS_MAX];
     size_t n = 0;
+    int fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0;
     int r = read_ranks(td_opt_str(o, TD_OPT_ID_RANKS), ranks, &n, err);
-    r = r < 0 ? r : td_shapes_add(o->positional[0], ranks, n, &t->shapes, err);
+    r = r < 0 ? r : td_shapes_add(o->positional[0], ranks, n, fp8, &t->shapes, err);
     r = r < 0 ? r : td_cli_gpu_open(td_opt_str(o, TD_OPT_ID_DEVICE), &t->gpu, &t->backend, err);
+    if (r >= 0 && fp8 && !t->backend->act_fp8)
+        r = td_err_set(err, -ENOTSUP, "--act-mxfp4 fp8: %s has no scaled matrix instruction",
+                       t->gpu->arch);
     r = r < 0 ? r : open_table(t, td_opt_str(o, TD_OPT_ID_OUT), err);
     if (r < 0)
         return r;

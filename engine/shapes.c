@@ -22,7 +22,7 @@ typedef struct lister {
     td_config c;
     td_quant *quant;
     td_weight_format plain; /* what is not quantised */
-    uint32_t ranks;
+    uint32_t ranks, act_fp8;
     td_shapes *out;
     td_err *err;
     int failed; /* sticky */
@@ -81,6 +81,7 @@ static td_tune_key key_of(const lister *l, td_tune_op op, uint32_t n, uint32_t k
                          .heads = 1,
                          .slices = 1,
                          .format = format,
+                         .act_fp8 = format == TD_W_MXFP4 && l->act_fp8,
                          .tp = l->ranks,
                          .ep = 1};
 }
@@ -264,10 +265,10 @@ static int read_plain(lister *l)
     return 0;
 }
 
-int td_shapes_add(const char *dir, const uint32_t *ranks, size_t n_ranks, td_shapes *shapes,
-                  td_err *reterr_err)
+int td_shapes_add(const char *dir, const uint32_t *ranks, size_t n_ranks, int act_fp8,
+                  td_shapes *shapes, td_err *reterr_err)
 {
-    lister l = {.dir = dir, .out = shapes, .err = reterr_err};
+    lister l = {.dir = dir, .act_fp8 = act_fp8 != 0, .out = shapes, .err = reterr_err};
     int r = td_config_load(dir, &l.c, reterr_err);
     r = r < 0 ? r : td_quant_load(dir, &l.quant, reterr_err);
     r = r < 0 ? r : read_plain(&l);

@@ -25,9 +25,10 @@ typedef struct td_shapes {
 } td_shapes;
 
 /* All shapes of DIR/config.json on each of these numbers of ranks; one that does not divide the
- * model's heads and widths is -EINVAL. Append to *shapes, which is zeroed or was filled before. */
-int td_shapes_add(const char *dir, const uint32_t *ranks, size_t n_ranks, td_shapes *shapes,
-                  td_err *reterr_err);
+ * model's heads and widths is -EINVAL. act_fp8: MXFP4 weights meet FP8 operands. Append to *shapes,
+ * which is zeroed or was filled before. */
+int td_shapes_add(const char *dir, const uint32_t *ranks, size_t n_ranks, int act_fp8,
+                  td_shapes *shapes, td_err *reterr_err);
 void td_shapes_done(td_shapes *s);
 
 /* Launched shapes of at most max_rows rows without a row in the table, of a device of cus compute

@@ -37,13 +37,14 @@ int td_tuning_open(const td_backend *be, const char *dir, td_tuning **ret_tuning
     return 0;
 }
 
-int td_tuning_require(const td_tuning *t, const char *dir, uint32_t max_rows, td_err *reterr_err)
+int td_tuning_require(const td_tuning *t, const char *dir, uint32_t max_rows, int act_fp8,
+                      td_err *reterr_err)
 {
     static const uint32_t one[] = {1};
     td_shapes s = {0};
     td_tune_key first;
     char text[200];
-    int r = t ? td_shapes_add(dir, one, 1, &s, reterr_err) : 0;
+    int r = t ? td_shapes_add(dir, one, 1, act_fp8, &s, reterr_err) : 0;
     size_t n = t && r >= 0 ? td_shapes_untuned(&s, t->table, t->cus, max_rows, &first, 1) : 0;
     td_shapes_done(&s);
     if (r < 0 || n == 0)

@@ -16,8 +16,9 @@ typedef struct td_tuning td_tuning;
 int td_tuning_open(const td_backend *be, const char *dir, td_tuning **ret_tuning,
                    td_err *reterr_err);
 /* --strict: -EINVAL with their number and the first when the model of DIR launches shapes of up to
- * max_rows rows that have no row. t NULL: 0. */
-int td_tuning_require(const td_tuning *t, const char *dir, uint32_t max_rows, td_err *reterr_err);
+ * max_rows rows that have no row; act_fp8 as td_shapes_add(). t NULL: 0. */
+int td_tuning_require(const td_tuning *t, const char *dir, uint32_t max_rows, int act_fp8,
+                      td_err *reterr_err);
 /* Launches without a row so far, each kind once; any thread. 0 for NULL. */
 size_t td_tuning_untuned(const td_tuning *t);
 /* Is number i the first of its shape, whatever the number of rows? text: room for its name. */

@@ -137,3 +137,22 @@ float td_f16_to_f32(uint16_t h)
     }
     return float_of(sign | (e == 31 ? 0x7f800000u : (e + 112) << 23) | m << 13);
 }
+
+void td_ocp_fp8_values(const float *x, uint32_t k, double *ret)
+{
+    for (uint32_t g = 0; g < k; g += 32) {
+        double most = 0;
+        for (uint32_t i = g; i < g + 32; i++)
+            most = fmax(most, fabs((double)x[i]));
+        /* scale by the exponent of the largest magnitude less 8 (that of 448), elements with 3 bits
+         * of mantissa down to 2^-9, ties to even */
+        int e = most > 0 ? ilogb(most) - 8 : -127;
+        e = e < -127 ? -127 : e;
+        for (uint32_t i = g; i < g + 32; i++) {
+            double v = ldexp((double)x[i], -e), size = fabs(v);
+            int step = size < 0x1p-6 ? -9 : ilogb(size) - 3;
+            size = fmin(ldexp(nearbyint(ldexp(size, -step)), step), 448);
+            ret[i] = ldexp(copysign(size, v), e);
+        }
+    }
+}

@@ -43,6 +43,11 @@ void td_fp8_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uin
 void td_mx_decode_row(const uint8_t *codes, const void *scales, uint32_t n, uint32_t k,
                       size_t stride, float *ret_x);
 
+/* What OCP Microscaling Formats 1.0, 6.3, makes of k values (whole groups of 32) in e4m3: a scale
+ * of 2^(floor(log2(largest magnitude)) - 8), at least 2^-127; elements x / scale to nearest even,
+ * at most 448. In float64, as a specification: kernels have their own. */
+void td_ocp_fp8_values(const float *x, uint32_t k, double *ret);
+
 /* IEEE half precision; exact. */
 float td_f16_to_f32(uint16_t h);
 

@@ -41,7 +41,7 @@ typedef struct test_setup {
     const char *dir, *isa;     /* NULL: auto */
     const td_backend *backend; /* NULL: by isa */
     td_dtype type;             /* act, kv and index */
-    int act_i8, kv_fp8;
+    int act_i8, act_fp8, kv_fp8;
     uint32_t threads, max_rows, max_seqs, n_blocks;
 } test_setup;
 
@@ -53,6 +53,7 @@ static inline test_engine test_open(test_setup s)
                           .backend = s.backend,
                           .act = s.type,
                           .act_i8 = s.act_i8,
+                          .act_fp8 = s.act_fp8,
                           .kv = s.kv_fp8 ? TD_F8E4M3 : s.type,
                           .index = s.type,
                           .n_threads = s.threads,

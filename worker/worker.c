@@ -302,7 +302,8 @@ static int open_tuning(td_worker *w, const char *dir, td_err *err)
                            err);
     if (r < 0 || !td_opt_bool(o, TD_OPT_ID_STRICT))
         return r;
-    return td_tuning_require(w->tuning, dir, max_rows_of(w), err);
+    int act_fp8 = strcmp(td_opt_str(o, TD_OPT_ID_ACT_MXFP4), "fp8") == 0;
+    return td_tuning_require(w->tuning, dir, max_rows_of(w), act_fp8, err);
 }
 
 static int open_engine(td_worker *w, td_err *err)

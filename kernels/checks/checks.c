@@ -340,25 +340,6 @@ td_tensor *td_check_codes(td_check *c, td_weight_format format, uint32_t slabs, 
     return t;
 }
 
-void td_check_ocp(const float *a, uint32_t k, double *ret)
-{
-    for (uint32_t g = 0; g < k; g += 32) {
-        double most = 0;
-        for (uint32_t i = g; i < g + 32; i++)
-            most = fmax(most, fabs((double)a[i]));
-        /* scale by the exponent of the largest magnitude less 8 (that of 448), elements with 3 bits
-         * of mantissa down to 2^-9, ties to even */
-        int e = most > 0 ? ilogb(most) - 8 : -127;
-        e = e < -127 ? -127 : e;
-        for (uint32_t i = g; i < g + 32; i++) {
-            double v = ldexp((double)a[i], -e), size = fabs(v);
-            int step = size < 0x1p-6 ? -9 : ilogb(size) - 3;
-            size = fmin(ldexp(nearbyint(ldexp(size, -step)), step), 448);
-            ret[i] = ldexp(copysign(size, v), e);
-        }
-    }
-}
-
 td_tensor *td_check_vector(td_check *c, const float *w, uint32_t n)
 {
     td_tensor *t = NULL;

@@ -94,8 +94,6 @@ td_tensor *td_check_quant_part(td_check *c, const td_check_quant *q, uint32_t n0
 void td_check_quant_done(td_check_quant *q);
 /* What int8 in groups of 32 makes of k values of an operand. */
 void td_check_int8(const float *a, uint32_t k, double *ret);
-/* What e4m3 in groups of 32 (OCP MX 1.0, 6.3) makes of them. */
-void td_check_ocp(const float *a, uint32_t k, double *ret);
 td_tensor *td_check_vector(td_check *c, const float *w, uint32_t n);
 
 float td_check_bf16(float f);

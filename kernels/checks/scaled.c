@@ -83,7 +83,7 @@ void td_check_operands_are_rounded_by_the_rule(td_check *c)
     TD_MUST_EQUAL(c, c->be->finish(q), 0);
     double want[K];
     for (uint32_t t = 0; t < T; t++) {
-        td_check_ocp(a + t * K, K, want);
+        td_ocp_fp8_values(a + t * K, K, want);
         for (uint32_t i = 0; i < K; i++)
             td_check_near(c, (double)out[t * K + i], want[i], 0.0, "operand", t * K + i);
     }
@@ -120,7 +120,7 @@ static void matches_float64(td_check *c, uint32_t rows, uint32_t n, uint32_t k)
     c->be->gemm(q, &st, &g);
     st.n_rows = 1;
     for (uint32_t r = 0; r < rows; r++) {
-        td_check_ocp(a + (size_t)r * k, k, x);
+        td_ocp_fp8_values(a + (size_t)r * k, k, x);
         near_row(c, x, w, out + (size_t)r * n, n, k, (size_t)r * n);
         if (r % 9)
             continue;
@@ -178,7 +178,7 @@ static void expert_answer(const float *a, const matrices *m, uint32_t e, double 
 {
     double x[D], act[I];
     float half[I];
-    td_check_ocp(a, D, x);
+    td_ocp_fp8_values(a, D, x);
     for (uint32_t i = 0; i < I; i++) {
         double g = 0, u = 0;
         for (uint32_t k = 0; k < D; k++) {
@@ -187,7 +187,7 @@ static void expert_answer(const float *a, const matrices *m, uint32_t e, double 
         }
         half[i] = td_check_bf16((float)(g / (1 + exp(-g)) * u));
     }
-    td_check_ocp(half, I, act);
+    td_ocp_fp8_values(half, I, act);
     for (uint32_t n = 0; n < D; n++)
         for (uint32_t i = 0; i < I; i++) {
             double p = weight * act[i] * m[DOWN].w[((size_t)e * D + n) * I + i];

@@ -45,6 +45,7 @@ static int is_many(td_tune_key *key, uint32_t rows, uint32_t rows_each, enum pro
     if (type > XM)
         return 0;
     key->rows = td_tune_rows_class(rows);
+    key->act_fp8 = type == XM;
     key->tp = key->ep = 1;
     td_gpu_plan p = td_gpu_plan_for(key);
     return p == TD_GPU_PLAN_AUTO ? rows_each > FEW_UP_TO : p == TD_GPU_PLAN_MANY;

@@ -64,6 +64,12 @@ const char *td_gpu_plan_name(td_gpu_plan p)
     return (unsigned)p < TD_ARRAY_LEN(plans) ? plans[p] : "?";
 }
 
+/* MXFP4 weights have rows for each form of their operands. */
+static const char *dtype_text(const td_tune_key *k)
+{
+    return k->act_fp8 ? "mxfp4_fp8" : td_weight_format_name((td_weight_format)k->format);
+}
+
 static void share_text(const td_tune_key *k, char *out, size_t n)
 {
     snprintf(out, n, "%s%u", k->ep > 1 ? "ep" : "tp", k->ep > 1 ? k->ep : k->tp);
@@ -76,8 +82,8 @@ void td_tune_key_text(const td_tune_key *k, char *out, size_t n)
     if (k->rows)
         snprintf(rows, sizeof rows, " rows=%u", k->rows);
     snprintf(out, n, "%s%s n=%u k=%u heads=%u slices=%u dtype=%s experts=%u top_k=%u share=%s",
-             td_tune_op_name(k->op), rows, k->n, k->k, k->heads, k->slices,
-             td_weight_format_name((td_weight_format)k->format), k->experts, k->top_k, share);
+             td_tune_op_name(k->op), rows, k->n, k->k, k->heads, k->slices, dtype_text(k),
+             k->experts, k->top_k, share);
 }
 
 /* ---- table ---- */
@@ -223,7 +229,7 @@ static void read_share(reader *r, td_tune_key *k)
 
 static void read_row(reader *r, td_tuned_row *ret)
 {
-    static const char *const formats[] = {"f32", "bf16", "fp8", "mxfp4"};
+    static const char *const formats[] = {"f32", "bf16", "fp8", "mxfp4", "mxfp4_fp8"};
     td_tune_key k = {0};
     if (strcmp(r->value[F_ARCH], r->arch) != 0)
         refuse(r, F_ARCH, "is not the architecture that names the file");
@@ -236,7 +242,11 @@ static void read_row(reader *r, td_tuned_row *ret)
     k.k = number(r, F_K, 1, 1u << 30);
     k.heads = number(r, F_HEADS, 1, 1u << 16);
     k.slices = number(r, F_SLICES, 1, 8);
-    k.format = word(r, F_DTYPE, formats, TD_W_BF16, TD_WEIGHT_FORMATS);
+    k.format = word(r, F_DTYPE, formats, TD_W_BF16, TD_ARRAY_LEN(formats));
+    if (k.format > TD_W_MXFP4) {
+        k.format = TD_W_MXFP4;
+        k.act_fp8 = 1;
+    }
     int moe = k.op == TD_TUNE_MOE;
     k.experts = number(r, F_EXPERTS, moe ? 1 : 0, moe ? 1u << 16 : 0);
     k.top_k = number(r, F_TOP_K, moe ? 1 : 0, moe ? k.experts : 0);
@@ -357,9 +367,8 @@ static int write_rows(const td_tuned *t, FILE *f)
         char share[16];
         share_text(k, share, sizeof share);
         fprintf(f, "%s,%u,%s,%u,%u,%u,%u,%u,%s,%u,%u,%s,%s,%.3f,%.3e\n", t->arch, k->cus,
-                td_tune_op_name(k->op), k->rows, k->n, k->k, k->heads, k->slices,
-                td_weight_format_name((td_weight_format)k->format), k->experts, k->top_k, share,
-                td_gpu_plan_name(row->plan), row->us, row->error);
+                td_tune_op_name(k->op), k->rows, k->n, k->k, k->heads, k->slices, dtype_text(k),
+                k->experts, k->top_k, share, td_gpu_plan_name(row->plan), row->us, row->error);
     }
     if (fflush(f) != 0 || ferror(f) || fsync(fileno(f)) != 0)
         return errno ? -errno : -EIO;

@@ -28,6 +28,7 @@ typedef struct td_tune_key {
                       its two matrices; moe: inner width of an expert, hidden width */
     uint32_t heads, slices;
     uint32_t format;         /* td_weight_format */
+    uint32_t act_fp8;        /* MXFP4 weights meet e4m3 operands (--act-mxfp4 fp8), not BF16 ones */
     uint32_t experts, top_k; /* moe, else 0 */
     uint32_t tp, ep; /* this is the share of one of so many ranks: heads and widths, or experts */
 } td_tune_key;
@@ -50,7 +51,7 @@ uint32_t td_tune_rows_class(uint32_t rows);
 const char *td_tune_op_name(uint32_t op);
 const char *td_gpu_plan_name(td_gpu_plan p);
 /* "gemm rows=16 n=2048 k=6144 heads=1 slices=1 dtype=mxfp4 experts=0 top_k=0 share=tp1"; rows 0 is
- * left out */
+ * left out; dtype=mxfp4_fp8: with e4m3 operands */
 void td_tune_key_text(const td_tune_key *k, char *out, size_t n);
 
 /* The table's text. -EINVAL names file, line and field. Rows of every number of compute units. */

@@ -202,16 +202,33 @@ static uint32_t sample_of(const td_tune_bench *b, int s)
     return s ? n - 1 : 0;
 }
 
+/* What the weights meet: n operands as the key says, in place. */
+static int round_operands(const td_tune_bench *b, double *a, uint32_t n)
+{
+    float *f = b->key.act_fp8 ? malloc(n * sizeof *f) : NULL;
+    if (!b->key.act_fp8)
+        return 0;
+    if (!f)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        f[i] = (float)a[i];
+    td_ocp_fp8_values(f, n, a);
+    free(f);
+    return 0;
+}
+
 static int want_experts(td_tune_bench *b, const double *a)
 {
     double *act = malloc(b->key.n * sizeof *act);
     if (!act)
         return -ENOMEM;
-    for (uint32_t j = 0; j < b->key.top_k; j++) {
+    int r = 0;
+    for (uint32_t j = 0; r >= 0 && j < b->key.top_k; j++) {
         uint32_t e = b->host_experts[j];
         for (uint32_t i = 0; i < b->key.n; i++)
             act[i] =
                 round_bf16(silu_mul(dot(b, W_FIRST, e, i, a, NULL), dot(b, W_UP, e, i, a, NULL)));
+        r = round_operands(b, act, b->key.n);
         for (int s = 0; s < SAMPLES; s++) {
             double size, v = dot(b, W_DOWN, e, sample_of(b, s), act, &size);
             b->want[s] += (double)b->host_weights[j] * v;
@@ -219,7 +236,7 @@ static int want_experts(td_tune_bench *b, const double *a)
         }
     }
     free(act);
-    return 0;
+    return r;
 }
 
 static int want_row(td_tune_bench *b)
@@ -230,9 +247,10 @@ static int want_row(td_tune_bench *b)
         return -ENOMEM;
     for (uint32_t k = 0; k < b->key.k; k++)
         a[k] = (double)b->host_a[k];
-    if (b->key.op == TD_TUNE_MOE)
+    r = round_operands(b, a, b->key.k);
+    if (r >= 0 && b->key.op == TD_TUNE_MOE)
         r = want_experts(b, a);
-    for (int s = 0; s < SAMPLES && b->key.op != TD_TUNE_MOE; s++) {
+    for (int s = 0; r >= 0 && s < SAMPLES && b->key.op != TD_TUNE_MOE; s++) {
         double up_size, g = dot(b, W_FIRST, 0, sample_of(b, s), a, &b->size[s]);
         b->want[s] = g;
         if (b->key.op == TD_TUNE_SILU) {
@@ -332,7 +350,13 @@ int td_tune_bench_open(td_gpu *g, const td_backend *be, const td_tune_key *key, 
 {
     char text[200];
     td_tune_bench *b = calloc(1, sizeof *b);
-    td_backend_options o = {.act = TD_BF16, .n_threads = 1};
+    td_backend_options o = {.act = TD_BF16, .act_fp8 = (int)key->act_fp8, .n_threads = 1};
+    if (key->act_fp8 && !be->act_fp8) {
+        free(b);
+        return td_err_set(reterr_err, -ENOTSUP,
+                          "FP8 operands for MXFP4 weights: %s has no scaled matrix instruction",
+                          be->isa);
+    }
     TD_BUG_ON(!settings->repeats || settings->repeats > REPEATS_MAX);
     if (!b)
         return td_err_set(reterr_err, -ENOMEM, "out of memory");

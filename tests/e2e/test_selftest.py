@@ -75,6 +75,8 @@ def what_is_untuned():
     check(code == 0 and out.count("launches of up to 512 rows without a tuned plan") == 3, out + err)
     check("moe n=2048 k=6144 heads=1 slices=8 dtype=mxfp4 experts=256 top_k=8 share=tp1: untuned for rows 1 2 4 8" in out, out)
     check(tandem("check", GLM, "--strict")[0] == 1, "--strict does not fail")
+    code, out, err = tandem("check", GLM, "--act-mxfp4", "fp8")
+    check(code == 0 and out.count("refuses --act-mxfp4 fp8") == 2 and "dtype=mxfp4_fp8 experts=256" in out and "dtype=mxfp4 " not in out, out + err)
 
 
 def table_of(out):
@@ -105,6 +107,9 @@ def in_the_emulation():
         subprocess.run([TANDEM, "model", "random", ROOT / "tests/goldens/models/glm-shared/config.json", model], check=True, stdout=subprocess.DEVNULL)
         code, out, err = tandem("tune", model, "--device", "hip", "--rows", "1", "--repeats", "1", "--out", tmp, env=env)
         check(code == 1 and "time between events" in err, out + err)  # an emulation has no clock
+        for words, dtype in (((), "mxfp4"), (("--act-mxfp4", "fp8"), "mxfp4_fp8")):
+            code, out, err = tandem("check", ROOT / "tests/goldens/models/glm-mxfp4", "--device", "hip", *words, env=env)
+            check(code == 0 and {"mxfp4", "mxfp4_fp8"} & set(re.findall(r"dtype=(\w+)", out)) == {dtype}, out + err)
         worker = ("prefill-worker", "--model", model, "--device", "hip", "--control", f"ipc://{tmp}/c.sock", "--kv-blocks", "8", "--strict",
                   "--max-seqs", "1", "--chunk", "16")
         code, _, err = tandem(*worker, env=env)

@@ -173,6 +173,35 @@ static const td_tune_key keys[] = {
      .top_k = 4,
      .tp = 4,
      .ep = 1},
+    {.op = TD_TUNE_GEMM,
+     .n = 40,
+     .k = 128,
+     .heads = 1,
+     .slices = 4,
+     .format = TD_W_MXFP4,
+     .act_fp8 = 1,
+     .tp = 1,
+     .ep = 1},
+    {.op = TD_TUNE_SILU,
+     .n = 48,
+     .k = 96,
+     .heads = 1,
+     .slices = 1,
+     .format = TD_W_MXFP4,
+     .act_fp8 = 1,
+     .tp = 1,
+     .ep = 1},
+    {.op = TD_TUNE_MOE,
+     .n = 64,
+     .k = 96,
+     .heads = 1,
+     .slices = 2,
+     .format = TD_W_MXFP4,
+     .act_fp8 = 1,
+     .experts = 9,
+     .top_k = 4,
+     .tp = 1,
+     .ep = 1},
 };
 
 static void candidates_agree_and_the_fastest_is_chosen(void **state)
@@ -269,7 +298,7 @@ static void later_launches_follow_the_table(void **state)
 }
 
 /* Every shape that a forward pass asked for is in the list, and the list has no other. */
-static void the_list_is_what_the_engine_launches(void **state)
+static void list_is_what_is_launched(int fp8)
 {
     static const char *const models[] = {"glm-shared",  "glm-groups",    "glm-mxfp4",
                                          "glm-mixed",   "glm-mxfp4-fp8", "qwen3-mxfp4-fp8",
@@ -278,6 +307,8 @@ static void the_list_is_what_the_engine_launches(void **state)
     static const uint32_t one[] = {1};
     for (size_t i = 0; i < TD_ARRAY_LEN(models); i++) {
         char dir[300];
+        if (fp8 && !strstr(models[i], "mxfp4"))
+            continue;
         const td_backend *be = NULL;
         td_err err = {0};
         td_shapes s = {0};
@@ -291,6 +322,7 @@ static void the_list_is_what_the_engine_launches(void **state)
         test_engine t = test_open((test_setup){.dir = dir,
                                                .backend = be,
                                                .type = TD_BF16,
+                                               .act_fp8 = fp8,
                                                .threads = 1,
                                                .max_rows = 8,
                                                .max_seqs = 1,
@@ -301,11 +333,14 @@ static void the_list_is_what_the_engine_launches(void **state)
         test_prefill(&t, q, 8, NULL);
         td_seq_free(q);
         test_close(&t);
-        if (td_shapes_add(dir, one, 1, &s, &err) < 0)
+        if (td_shapes_add(dir, one, 1, fp8, &s, &err) < 0)
             fail_msg("%s", err.text);
-        size_t launched = 0, found = 0;
-        for (size_t j = 0; j < s.n; j++)
+        size_t launched = 0, found = 0, scaled = 0;
+        for (size_t j = 0; j < s.n; j++) {
             launched += (size_t)s.data[j].launched;
+            scaled += s.data[j].key.act_fp8;
+        }
+        assert_int_equal(scaled > 0, fp8);
         for (size_t j = 0; j < td_tune_untuned(c); j++) {
             td_tune_key k = *td_tune_untuned_at(c, j);
             char text[200];
@@ -328,6 +363,75 @@ static void the_list_is_what_the_engine_launches(void **state)
     }
 }
 
+static void the_list_is_what_the_engine_launches(void **state)
+{
+    list_is_what_is_launched(0);
+    list_is_what_is_launched(1);
+}
+
+/* By name, before anything is measured. */
+static void a_device_without_it_refuses(void **state)
+{
+    static const td_tune_settings settings = {.repeats = 3};
+    const td_backend *be = NULL;
+    td_gpu *g = open_device(&be);
+    td_backend without = *be;
+    td_tune_key key = keys[3];
+    td_tune_bench *b = NULL;
+    td_err err = {0};
+    without.act_fp8 = 0;
+    key.act_fp8 = 1;
+    assert_int_equal(td_tune_bench_open(g, &without, &key, 16, &settings, &b, &err), -ENOTSUP);
+    assert_non_null(strstr(err.text, "has no scaled matrix instruction"));
+    close_device(g);
+}
+
+/* Rows that were measured with BF16 operands say nothing of FP8 ones. */
+static void operands_have_rows_of_their_own(void **state)
+{
+    const td_backend *be = NULL;
+    td_err err = {0};
+    td_gpu *g = open_device(&be);
+    td_tuned *t = NULL;
+    td_tune_chooser *c = NULL;
+    assert_int_equal(td_tuned_new(g->arch, &t), 0);
+    td_tuned_row row = measure(g, be, &keys[3], 16).row;
+    assert_int_equal(row.key.act_fp8, 0);
+    assert_int_equal(td_tuned_put(t, &row), 0);
+    assert_int_equal(td_tune_chooser_new(t, &c), 0);
+    td_gpu_backend_tuned(c);
+    for (int act_fp8 = 0; act_fp8 < 2; act_fp8++) {
+        td_queue *q = NULL;
+        td_backend_options o = {.act = TD_BF16, .act_fp8 = act_fp8, .n_threads = 1};
+        assert_int_equal(be->open(&o, &q, &err), 0);
+        td_tensor *w = NULL;
+        assert_int_equal(be->weight_new(TD_W_MXFP4, 1, 40, 128, &w), 0);
+        float *a = be->mem_alloc(q, 16 * 128 * sizeof *a), *out = be->mem_alloc(q, 16 * 40 * 16);
+        td_gemm m = {.a = a,
+                     .a_stride = 128,
+                     .n_heads = 1,
+                     .epilogue = TD_EPI_PARTIAL,
+                     .n_out = 1,
+                     .w = {w},
+                     .out = {out},
+                     .slices = 4};
+        td_step st = {.n_rows = 16};
+        be->gemm(q, &st, &m);
+        assert_int_equal(be->finish(q), 0);
+        assert_int_equal(last_many, !act_fp8); /* 16 rows: few, unless a row says otherwise */
+        assert_int_equal(td_tune_untuned(c), act_fp8);
+        be->mem_free(q, a);
+        be->mem_free(q, out);
+        be->weight_free(w);
+        be->close(q);
+    }
+    assert_int_equal(td_tune_untuned_at(c, 0)->act_fp8, 1);
+    td_gpu_backend_tuned(NULL);
+    td_tune_chooser_free(c);
+    td_tuned_free(t);
+    close_device(g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -335,6 +439,8 @@ int main(void)
         cmocka_unit_test(a_wrong_candidate_is_refused),
         cmocka_unit_test(later_launches_follow_the_table),
         cmocka_unit_test(the_list_is_what_the_engine_launches),
+        cmocka_unit_test(operands_have_rows_of_their_own),
+        cmocka_unit_test(a_device_without_it_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,7 +56,7 @@ static void what_is_wrong_is_named(void **state)
         {"gfx942,304,gemm,16,8,8,1,9,bf16,0,0,tp1,few,1,0",
          "field slices: '9' is not a whole number from 1 to 8"},
         {"gfx942,304,gemm,16,8,8,1,1,f32,0,0,tp1,few,1,0",
-         "field dtype: 'f32' is not one of bf16 fp8 mxfp4"},
+         "field dtype: 'f32' is not one of bf16 fp8 mxfp4 mxfp4_fp8"},
         {"gfx942,304,gemm,16,8,8,1,1,bf16,4,0,tp1,few,1,0",
          "field experts: '4' is not a whole number from 0 to 0"},
         {"gfx942,304,moe,16,8,8,1,1,bf16,4,5,tp1,few,1,0",
@@ -90,6 +90,7 @@ static void what_is_wrong_is_named(void **state)
 static void what_is_written_is_read(void **state)
 {
     td_tuned *t = parse(HEADER "gfx942,304,moe,64,512,6144,1,2,mxfp4,257,9,tp4,many,99.125,2e-6\n"
+                               "gfx942,304,moe,64,512,6144,1,2,mxfp4_fp8,257,9,tp4,few,50,2e-6\n"
                                "gfx942,304,moe,8,2048,6144,1,8,fp8,32,8,ep8,few,7,0\n" GEMM),
              *back = NULL;
     td_err err = {0};
@@ -99,8 +100,8 @@ static void what_is_written_is_read(void **state)
     for (int again = 0; again < 2; again++) { /* a file that is there is replaced */
         assert_int_equal(td_tuned_write(t, path, &err), 0);
         assert_int_equal(td_tuned_load(dir, "gfx942", &back, &err), 0);
-        assert_int_equal(back->n, 3);
-        for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(back->n, 4);
+        for (size_t i = 0; i < 4; i++) {
             assert_memory_equal(&back->rows[i].key, &t->rows[i].key, sizeof t->rows[i].key);
             assert_int_equal(back->rows[i].plan, t->rows[i].plan);
             assert_true(back->rows[i].us == t->rows[i].us &&
@@ -177,7 +178,7 @@ static void shapes_of_glm_5_2(void **state)
     static const char dir[] = TD_SOURCE_DIR "/bench/shapes/glm-5.2";
     td_shapes s = {0};
     td_err err = {0};
-    if (td_shapes_add(dir, ranks, 3, &s, &err) < 0)
+    if (td_shapes_add(dir, ranks, 3, 0, &s, &err) < 0)
         fail_msg("%s", err.text);
     for (size_t i = 0; i < 3; i++) {
         uint32_t r = ranks[i];
@@ -201,7 +202,7 @@ static void shapes_of_glm_5_2(void **state)
     td_tuned_free(t);
     td_shapes_done(&s);
     static const uint32_t seven[] = {7};
-    assert_int_equal(td_shapes_add(dir, seven, 1, &s, &err), -EINVAL);
+    assert_int_equal(td_shapes_add(dir, seven, 1, 0, &s, &err), -EINVAL);
     assert_non_null(strstr(err.text, "cannot be shared by 7 ranks"));
     td_shapes_done(&s);
 }
@@ -231,7 +232,7 @@ static void fp8_shares_are_whole_blocks(void **state)
     assert_non_null(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/config.json", dir);
     write_fp8(path, "lm_head", 2048);
-    if (td_shapes_add(dir, ranks, 3, &s, &err) < 0)
+    if (td_shapes_add(dir, ranks, 3, 0, &s, &err) < 0)
         fail_msg("%s", err.text);
     for (size_t i = 0; i < 3; i++) {
         uint32_t r = ranks[i];
@@ -248,11 +249,11 @@ static void fp8_shares_are_whole_blocks(void **state)
         {"lm_head", ".mlp.experts.0.gate_proj is in FP8, and 192 of its", 1536}};
     for (size_t i = 0; i < TD_ARRAY_LEN(wrong); i++) {
         write_fp8(path, wrong[i].plain, wrong[i].inner);
-        assert_int_equal(td_shapes_add(dir, ranks + 2, 1, &s, &err), -EINVAL);
+        assert_int_equal(td_shapes_add(dir, ranks + 2, 1, 0, &s, &err), -EINVAL);
         if (!strstr(err.text, wrong[i].says) || !strstr(err.text, "in BF16 or MXFP4"))
             fail_msg("'%s' lacks '%s'", err.text, wrong[i].says);
         td_shapes_done(&s);
-        assert_int_equal(td_shapes_add(dir, one, 1, &s, &err), 0);
+        assert_int_equal(td_shapes_add(dir, one, 1, 0, &s, &err), 0);
         td_shapes_done(&s);
     }
     unlink(path);
