@@ -12,6 +12,11 @@
 #include "rpc/frame.h"
 #include "base/banned.h"
 
+static int router(int argc, char **argv)
+{
+    return td_router_main("tandem router", argc, argv);
+}
+
 static int prefill_worker(int argc, char **argv)
 {
     return td_prefill_worker_main("tandem prefill-worker", argc, argv);
@@ -26,7 +31,7 @@ const td_command td_commands[] = {
     {"serve", "MODEL", "start router, prefill and decode workers on this machine", TD_SEC_SERVE,
      td_cmd_serve},
     {"chat", "", "talk to a server in the terminal", TD_SEC_CHAT, td_cmd_chat},
-    {"router", "", "run a router", TD_ROUTER_SECTIONS, td_router_main},
+    {"router", "", "run a router", TD_ROUTER_SECTIONS, router},
     {"prefill-worker", "", "run a prefill worker", TD_SEC_COMMON | TD_SEC_PREFILL, prefill_worker},
     {"decode-worker", "", "run a decode worker", TD_SEC_COMMON | TD_SEC_DECODE, decode_worker},
     {"keys", "DIR", "make the keys of a cluster: links between processes and machines", TD_SEC_KEYS,

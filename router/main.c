@@ -3,5 +3,5 @@
 
 int main(int argc, char **argv)
 {
-    return td_router_main(argc - 1, argv + 1);
+    return td_router_main("tandem-router", argc - 1, argv + 1);
 }

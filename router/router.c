@@ -292,18 +292,20 @@ int td_router_run(const td_options *options)
     return status;
 }
 
-int td_router_main(int argc, char **argv)
+int td_router_main(const char *program, int argc, char **argv)
 {
     td_options o;
     td_err err = {0};
     if (td_options_parse(&o, TD_ROUTER_SECTIONS, argc, argv, &err) < 0 ||
         td_options_at_most(&o, 0, &err) < 0) {
-        fprintf(stderr, "tandem router: %s\n", err.text);
+        fprintf(stderr, "%s: %s\n", program, err.text);
         return EXIT_CONFIG;
     }
     int status = 0;
     if (o.help) {
-        td_options_help(&o, "tandem router --model DIR [options]", o.help_word, stdout);
+        char usage[160];
+        snprintf(usage, sizeof usage, "%s --model DIR [options]", program);
+        td_options_help(&o, usage, o.help_word, stdout);
     } else {
         td_log_level level = TD_LOG_INFO;
         td_log_level_parse(td_opt_str(&o, TD_OPT_ID_LOG_LEVEL), &level);

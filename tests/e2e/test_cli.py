@@ -21,7 +21,7 @@ def help_and_version():
         check(code == 0 and "--" in out, (c, out))
     check("--max-queue" in run("router", "--help", "queue")[1], "--help WORD")
     check("--listen" in run("help", "serve")[1], "help COMMAND")
-    for c in ("prefill-worker", "decode-worker"):  # what was typed, not the program's other name
+    for c in ("router", "prefill-worker", "decode-worker"):  # what was typed, not the program's other name
         check(run(c, "--help")[1].startswith(f"usage: tandem {c} --model"), c)
         other = str(pathlib.Path(TANDEM).parent / f"tandem-{c}")
         r = subprocess.run([other, "--help"], capture_output=True, text=True, timeout=60 * SLOW)
