@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "base/rand.h"
+#include "kernels/checks/inside.h"
 #include "kernels/formats.h"
 #include "kernels/kernels.h"
 #include "kernels/kplan.h"
@@ -126,118 +127,40 @@ static inline td_queue *open_queue(td_dtype act, uint32_t threads)
     return q;
 }
 
+/* A check called c, for what checks and tests draw alike. */
+#define BEGIN_CHECK(c)                                                                             \
+    td_check_target c##_target = {.backend = under};                                               \
+    td_check_result c##_result;                                                                    \
+    td_check c;                                                                                    \
+    td_check_begin(&(c), &c##_target, &c##_result);                                                \
+    if (setjmp((c).out) != 0)                                                                      \
+    fail_msg("%s", c##_result.text)
+
 /* A BF16 matrix keeps only values that are exact in it. */
 static inline td_tensor *weight_as(td_weight_format format, const float *w, uint32_t slabs,
                                    uint32_t n, uint32_t k)
 {
-    td_tensor *t = NULL;
-    size_t all = (size_t)slabs * n * k;
-    uint16_t *half = malloc(all * sizeof *half);
-    assert_non_null(half);
-    for (size_t i = 0; i < all; i++)
-        memcpy(&half[i], (const char *)&w[i] + 2, 2);
-    td_weight_src src = {.dtype = format == TD_W_BF16 ? TD_BF16 : TD_F32,
-                         .base = format == TD_W_BF16 ? (const void *)half : w,
-                         .slab_stride = (size_t)n * k,
-                         .n_stride = k,
-                         .k_stride = 1};
-    assert_int_equal(under->weight_new(format, slabs, n, k, &t), 0);
-    for (uint32_t s = 0; s < slabs; s++)
-        under->weight_fill(t, s, 0, n, &src);
-    free(half);
-    return t;
+    BEGIN_CHECK(c);
+    return td_check_weight_as(&c, format, w, slabs, n, k);
 }
 
-/* A quantised matrix of random codes, and the values they stand for. Scales of MXFP4 from 2^-4 to
- * 2^3. */
+/* A quantised matrix of random codes, and the values they stand for. */
 static inline td_tensor *weight_random(td_weight_format format, uint32_t n, uint32_t k,
                                        double *ret_values)
 {
-    td_tensor *t = NULL;
-    int mx = format == TD_W_MXFP4;
-    uint32_t across = mx ? k / 32 : (k + 127) / 128, down = mx ? n : (n + 127) / 128;
-    size_t row = mx ? k / 2 : k;
-    uint8_t *codes = malloc(n * row), *e8m0 = malloc((size_t)across * down);
-    float *scales = malloc((size_t)across * down * sizeof *scales);
-    assert_true(codes && scales && e8m0);
-    for (size_t i = 0; i < (size_t)across * down; i++) {
-        e8m0[i] = (uint8_t)(123 + td_rng_below(&rng, 8));
-        scales[i] = 0.01f + 0.1f * fabsf(value(0));
-    }
-    for (size_t i = 0; i < n * row; i++) {
-        codes[i] = (uint8_t)td_rng_next(&rng);
-        if (!mx && (codes[i] & 0x7f) == 0x7f)
-            codes[i] ^= 1;
-    }
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < k; j++)
-            if (mx) {
-                uint8_t c = codes[i * row + j / 2] >> (j % 2 * 4) & 15;
-                ret_values[(size_t)i * k + j] =
-                    0.5 * td_e2m1_doubled[c] * ldexp(1, e8m0[i * across + j / 32] - 127);
-            } else {
-                ret_values[(size_t)i * k + j] = (double)td_e4m3_to_f32(codes[i * row + j]) *
-                                                (double)scales[i / 128 * across + j / 128];
-            }
-    td_weight_src src = {.dtype = mx ? TD_U8 : TD_F8E4M3,
-                         .base = codes,
-                         .scales = mx ? (const void *)e8m0 : scales,
-                         .n_stride = row,
-                         .k_stride = 1};
-    assert_int_equal(under->weight_new(format, 1, n, k, &t), 0);
-    under->weight_fill(t, 0, 0, n, &src);
-    free(codes);
-    free(e8m0);
-    free(scales);
-    return t;
+    BEGIN_CHECK(c);
+    c.rng = rng;
+    td_tensor *w = td_check_codes(&c, format, 1, n, k, ret_values);
+    rng = c.rng;
+    return w;
 }
 
-static inline td_tensor *weight(const float *w, uint32_t slabs, uint32_t n, uint32_t k)
-{
-    return weight_as(TD_W_F32, w, slabs, n, k);
-}
-
-static inline td_tensor *vector(const float *w, uint32_t n)
-{
-    td_tensor *t = NULL;
-    td_weight_src src = {.dtype = TD_F32, .base = w, .n_stride = 1};
-    assert_int_equal(under->vector_new(n, &src, &t), 0);
-    return t;
-}
-
-static inline float bf16_of(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    u = (u + 0x7fffu + (u >> 16 & 1)) & 0xffff0000u;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
-static inline float rounded(td_dtype t, float f)
-{
-    return t == TD_BF16 ? bf16_of(f) : f;
-}
-
-/* Attention by BF16 matrix instructions rounds the query and a tile's weights (numerics, rule 5):
- * what the query is then, and how far outputs may be off (weights by 2^-9; values within 1). Sums
- * by matrix instructions have the tree of their hardware: wider is how much more they may err. */
+/* Sums by matrix instructions, whose tree is the hardware's (numerics, rule 5)? */
 #ifdef TD_TEST_EMU
 enum { MATRIX = 1 };
 #else
 enum { MATRIX = 0 };
 #endif
-static const double wider __attribute__((unused)) = MATRIX ? 4.0 : 1.0;
-
-static inline float attend_query(td_dtype kv, float q)
-{
-    return MATRIX ? rounded(kv, q) : q;
-}
-
-static inline double attend_bound(td_dtype kv, double bound)
-{
-    return MATRIX && kv == TD_BF16 ? 0.004 : wider * bound;
-}
 
 static inline void near(double got, double want, double tolerance, const char *what, size_t at)
 {
