@@ -64,26 +64,35 @@ void td_ahead_forget(td_engine *e, const td_seq *s)
                 flight(e, i)->items[k].seq = NULL;
 }
 
+const uint32_t *td_ahead_drawn(td_engine *e, const td_seq *s)
+{
+    return s->n_drawing ? flight(e, e->n_flights - 1)->dev_ids + s->draw_at : NULL;
+}
+
+static int wants_logprobs(const td_step_item *it)
+{
+    return it->n_samples && it->seq->sampling.logprobs;
+}
+
 static int can_begin(const td_engine *e, const td_step_item *items, uint32_t n_items)
 {
+    uint32_t n_logits = 0;
     if (!e->be->behind || e->probe)
         return 0;
     for (uint32_t i = 0; i < n_items; i++) {
         const td_step_item *it = &items[i];
-        const td_seq *s = it->seq;
         if (it->n_samples > 1 || it->want_logits || it->ret_prompt_lp || it->visit)
             return 0;
-        if (it->n_samples &&
-            (s->sampling.logprobs || (s->n_drawing && td_sampler_counts(&s->sampling))))
-            return 0;
+        n_logits += (uint32_t)wants_logprobs(it);
     }
-    return 1;
+    return n_logits <= TD_FLIGHT_LOGITS;
 }
 
 /* The step is queued: its sequences are so much further. */
 static void depart(td_engine *e, td_flight *f, const td_step_item *items, uint32_t n_items)
 {
     uint32_t n_draws = 0;
+    const float *logits = f->logits;
     f->n_items = n_items;
     for (uint32_t i = 0; i < n_items; i++) {
         td_seq *s = items[i].seq;
@@ -92,6 +101,10 @@ static void depart(td_engine *e, td_flight *f, const td_step_item *items, uint32
                                        .n_draws = items[i].n_samples,
                                        .fed = is_fed(&items[i]),
                                        .fed_at = s->draw_at};
+        if (wants_logprobs(&items[i])) {
+            f->items[i].logits = logits;
+            logits += e->model->config.vocab;
+        }
     }
     for (uint32_t i = 0; i < n_items; i++) {
         td_seq *s = items[i].seq;
@@ -116,7 +129,7 @@ int td_engine_begin(td_engine *e, const td_step_item *items, uint32_t n_items)
     uint32_t fp = td_fp_flush(), n_draws = 0;
     for (uint32_t i = 0; i < n_items; i++)
         n_draws += items[i].n_samples;
-    r = td_step_queue(e, items, n_items, f->dev_ids);
+    r = td_step_queue(e, items, n_items, f);
     td_fp_restore(fp);
     r = r < 0 ? r : e->be->behind->seal(e->queue, f->dev_ids, n_draws);
     if (r < 0) { /* what it left in the queue is no error of the next step */
@@ -150,6 +163,19 @@ static void drop_all(td_engine *e)
     }
 }
 
+/* What the host needed not know before. */
+static void take_item(td_engine *e, const td_flight_item *it, const uint32_t *ids,
+                      const uint32_t *ids_before, td_sample *ret_samples)
+{
+    td_seq *s = it->seq;
+    td_seq_advance(s, it->n_tokens);
+    /* the caller appended another one than was drawn, and the rows are wrong */
+    TD_BUG_ON(it->fed && s->ids[s->n_computed - 1] != ids_before[it->fed_at]);
+    if (it->logits)
+        td_sampler_logprob(it->logits, e->model->config.vocab, ids[0], s->sampling.n_top,
+                           &ret_samples[0].lp);
+}
+
 int td_engine_end(td_engine *e, td_sample *ret_samples)
 {
     TD_BUG_ON(e->n_flights == 0);
@@ -160,17 +186,17 @@ int td_engine_end(td_engine *e, td_sample *ret_samples)
         drop_all(e);
         return r;
     }
-    const uint32_t *id = f->ids;
+    uint32_t fp = td_fp_flush();
+    const uint32_t *ids = f->ids;
     for (uint32_t i = 0; i < f->n_items; i++) {
         const td_flight_item *it = &f->items[i];
-        td_seq *s = it->seq;
-        for (uint32_t k = 0; k < it->n_draws; k++)
-            (ret_samples++)->id = *id++;
-        if (!s)
-            continue;
-        td_seq_advance(s, it->n_tokens);
-        /* the caller appended another one than was drawn, and the rows are wrong */
-        TD_BUG_ON(it->fed && s->ids[s->n_computed - 1] != before->ids[it->fed_at]);
+        if (it->n_draws)
+            ret_samples->id = ids[0];
+        if (it->seq)
+            take_item(e, it, ids, before->ids, ret_samples);
+        ids += it->n_draws;
+        ret_samples += it->n_draws;
     }
+    td_fp_restore(fp);
     return 0;
 }

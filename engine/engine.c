@@ -123,7 +123,9 @@ static int flight_buffers(td_engine *e)
         td_flight *f = &e->flights[i];
         f->items = calloc(e->limits.max_seqs, sizeof *f->items);
         f->ids = calloc(e->limits.max_seqs, sizeof *f->ids);
-        if (!f->items || !f->ids)
+        f->logits = e->be->transfer->host_alloc(
+            e->queue, TD_FLIGHT_LOGITS * (size_t)e->model->config.vocab * sizeof *f->logits);
+        if (!f->items || !f->ids || !f->logits)
             return 0;
     }
     return 1;
@@ -240,6 +242,9 @@ void td_engine_free(td_engine *e)
     TD_BUG_ON(e->n_seqs_open != 0 || e->n_flights != 0);
     for (size_t i = 0; e->mem && i < MEM_MAX && e->mem[i]; i++)
         e->be->mem_free(e->queue, e->mem[i]);
+    for (int i = 0; i < TD_STEPS_BEGUN_MAX; i++)
+        if (e->flights[i].logits)
+            e->be->transfer->host_free(e->queue, e->flights[i].logits);
     td_graphs_free(e);
     td_kv_pool_free(e->pool);
     if (e->queue)

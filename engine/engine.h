@@ -121,13 +121,12 @@ int td_engine_step(td_engine *e, const td_step_item *items, uint32_t n_items,
  *
  * A step cannot be begun (-EAGAIN, nothing is queued) when
  *   - the backend's ops run in the call (CPU),
- *   - an item wants logits, logprobs, prompt logprobs, a visit, or more than one sample,
- *   - a sequence has a penalty (frequency, presence, repetition), which counts ids, and one of its
- *     ids is not known yet,
+ *   - an item wants all logits, prompt logprobs, a visit, or more than one sample,
+ *   - more than 16 sequences want logprobs,
  *   - a probe is set.
- * Then end what is begun; what can be begun on known ids only is begun now, and all else runs as
- * td_engine_step(), which is called when nothing is begun. Seeds, temperature, top_p, top_k,
- * min_p, logit_bias and min_tokens depend on how many ids there are, not on which. */
+ * It runs as td_engine_step() when nothing is begun. Seed, temperature, top_p, top_k, min_p,
+ * logit_bias and min_tokens depend on how many ids there are, not on which; penalties count the one
+ * that is not known on the device; logprobs are made of logits that come with the ids. */
 enum { TD_STEPS_BEGUN_MAX = 2 }; /* not ended */
 
 /* Does it ever begin a step ahead? */

@@ -69,14 +69,18 @@ enum { TD_GRAPH_ROWS = 9, TD_GRAPH_CONTEXTS = 32, TD_GRAPH_CONTEXT_LEAST = 64 };
 typedef struct td_flight_item {
     td_seq *seq; /* NULL: freed since */
     uint32_t n_tokens, n_draws;
-    int fed;         /* its last id is one that the step before draws, */
-    uint32_t fed_at; /* there */
+    int fed;             /* its last id is one that the step before draws, */
+    uint32_t fed_at;     /* there */
+    const float *logits; /* NULL, or of its draw: logprobs are wanted */
 } td_flight_item;
+
+enum { TD_FLIGHT_LOGITS = 16 }; /* rows of logits that come to the host with a step, at most */
 
 typedef struct td_flight {
     td_flight_item *items; /* [max_seqs] */
     uint32_t n_items;
     uint32_t *dev_ids, *ids; /* [max_seqs] drawn; on the host when the step is ended */
+    float *logits;           /* page-locked; [TD_FLIGHT_LOGITS][vocab] */
 } td_flight;
 
 struct td_engine {
@@ -155,23 +159,26 @@ void td_probe_route(td_engine *e, uint32_t layer);
 /* step.c */
 void td_forward(td_engine *e);
 int td_step_check(const td_engine *e, const td_step_item *items, uint32_t n_items);
-/* Queue a step up to its draws, into ids in the backend's memory, and wait for nothing. 0, or
+/* Queue a step up to its draws, whose results go where f has room, and wait for nothing. 0, or
  * negative errno: part of it may be queued. */
-int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, uint32_t *ids);
+int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, const td_flight *f);
 /* ahead.c */
 /* Ids of sequences that the step begun last draws, into dev_ids of the one that is laid out. */
 void td_ahead_feed(td_engine *e, const td_step_item *items, uint32_t n_items);
+/* Where the id of s that is not known is drawn; NULL: all are known. */
+const uint32_t *td_ahead_drawn(td_engine *e, const td_seq *s);
 /* s ends: steps under way have a row that belongs to nobody. */
 void td_ahead_forget(td_engine *e, const td_seq *s);
 /* seq.c: rows of n more tokens are computed; index the blocks that became full. */
 void td_seq_advance(td_seq *s, size_t n);
 /* sampler.c: does a draw depend on which ids came before (a penalty)? */
 int td_sampler_counts(const td_sampling *s);
-/* Fill a row whose edits live in scratch (td_sampler_scratch_bytes). ids are
- * read where td_sampler_counts(). */
+/* Fill a row whose edits live in scratch (td_sampler_scratch_bytes). ids: those of the n that are
+ * known; read where td_sampler_counts(). */
 struct td_sample_row;
 void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, const uint32_t *ids,
-                    size_t n, size_t n_prompt, uint32_t choice, const uint32_t *suppress,
-                    uint32_t n_suppress, void *scratch, struct td_sample_row *row);
+                    size_t n, size_t n_known, size_t n_prompt, uint32_t choice,
+                    const uint32_t *suppress, uint32_t n_suppress, void *scratch,
+                    struct td_sample_row *row);
 
 #endif

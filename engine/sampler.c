@@ -60,8 +60,9 @@ static void add_penalties(edits *e, const td_sampling *s, const uint32_t *ids, s
 }
 
 void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, const uint32_t *ids,
-                    size_t n, size_t n_prompt, uint32_t choice, const uint32_t *suppress,
-                    uint32_t n_suppress, void *scratch, td_sample_row *row)
+                    size_t n, size_t n_known, size_t n_prompt, uint32_t choice,
+                    const uint32_t *suppress, uint32_t n_suppress, void *scratch,
+                    td_sample_row *row)
 {
     edits e = {(uint32_t *)((char *)scratch + slots_at(vocab)),
                (td_logit_edit *)((char *)scratch + edits_at(vocab)), 0};
@@ -69,7 +70,7 @@ void td_sampler_row(const float *logits, uint32_t vocab, const td_sampling *s, c
         memset(e.slot, 0, vocab * sizeof *e.slot);
     for (uint32_t i = 0; i < s->n_bias; i++)
         edit_of(&e, s->bias[i].id)->bias += s->bias[i].bias;
-    add_penalties(&e, s, ids, n, n_prompt);
+    add_penalties(&e, s, ids, n_known, n_prompt);
     for (uint32_t i = 0; i < n_suppress; i++)
         edit_of(&e, suppress[i])->banned = 1;
     *row = (td_sample_row){.logits = logits,
@@ -93,7 +94,8 @@ void td_sampler_sample(const float *logits, uint32_t vocab, const td_sampling *s
                        td_sample *ret_sample)
 {
     td_sample_row row;
-    td_sampler_row(logits, vocab, s, ids, n, n_prompt, choice, suppress, n_suppress, scratch, &row);
+    td_sampler_row(logits, vocab, s, ids, n, n, n_prompt, choice, suppress, n_suppress, scratch,
+                   &row);
     td_sample_draw(&row);
     ret_sample->id = row.id;
     if (s->logprobs)

@@ -155,22 +155,22 @@ static void draw(draws *d, const td_seq *s, const float *logits, uint32_t choice
         e->n_draw_rows < TD_ARRAY_LEN(d->rows) ? e->n_draw_rows : (uint32_t)TD_ARRAY_LEN(d->rows);
     size_t n_ids = s->n_ids + s->n_drawing;
     uint32_t n_suppress = n_ids - s->n_prompt < s->min_tokens ? s->n_stops : 0;
-    td_sampler_row(logits, e->model->config.vocab, &s->sampling, s->ids, n_ids, s->n_prompt, choice,
-                   s->stops, n_suppress, (char *)e->sample_scratch + d->n * e->sample_scratch_bytes,
-                   &d->rows[d->n]);
+    td_sampler_row(logits, e->model->config.vocab, &s->sampling, s->ids, n_ids, s->n_ids,
+                   s->n_prompt, choice, s->stops, n_suppress,
+                   (char *)e->sample_scratch + d->n * e->sample_scratch_bytes, &d->rows[d->n]);
+    d->rows[d->n].fed = td_ahead_drawn(e, s);
     d->sampling[d->n] = &s->sampling;
     d->out[d->n++] = out;
     if (d->n == width)
         flush_draws(d);
 }
 
-/* Logits of the items that sample or want them lie in e->buf.logits, in item order. ids not NULL:
- * what is drawn goes there, and nothing is waited for. */
+/* Logits of the items that sample or want them lie in e->buf.logits, in item order. */
 static int draw_all(td_engine *e, const td_step_item *items, uint32_t n_items,
-                    td_sample *ret_samples, uint32_t *ids)
+                    td_sample *ret_samples)
 {
     uint32_t vocab = e->model->config.vocab;
-    draws d = {.e = e, .ids = ids};
+    draws d = {.e = e};
     const float *logits = e->buf.logits;
     for (uint32_t i = 0; i < n_items; i++) {
         const td_step_item *it = &items[i];
@@ -179,14 +179,35 @@ static int draw_all(td_engine *e, const td_step_item *items, uint32_t n_items,
         if (it->want_logits)
             e->be->copy(e->queue, it->ret_logits, logits, vocab * sizeof *logits);
         for (uint32_t k = 0; k < it->n_samples; k++)
-            draw(&d, it->seq, logits, it->seq->choice + k, ids ? NULL : ret_samples++);
+            draw(&d, it->seq, logits, it->seq->choice + k, ret_samples++);
         logits += vocab;
     }
     if (d.n)
         flush_draws(&d);
-    if (ids || !e->be->transfer)
-        return 0;
-    return e->be->finish(e->queue); /* a device may have failed since */
+    return e->be->transfer ? e->be->finish(e->queue) : 0; /* a device may have failed since */
+}
+
+/* The same without waiting: ids and the logits that logprobs need go where f has room. */
+static void queue_draws(td_engine *e, const td_step_item *items, uint32_t n_items,
+                        const td_flight *f)
+{
+    uint32_t vocab = e->model->config.vocab;
+    draws d = {.e = e, .ids = f->dev_ids};
+    const float *logits = e->buf.logits;
+    float *out = f->logits;
+    for (uint32_t i = 0; i < n_items; i++) {
+        const td_seq *s = items[i].seq;
+        if (!items[i].n_samples)
+            continue;
+        draw(&d, s, logits, s->choice, NULL);
+        if (s->sampling.logprobs) {
+            e->be->behind->bring(e->queue, out, logits, vocab * sizeof *out);
+            out += vocab;
+        }
+        logits += vocab;
+    }
+    if (d.n)
+        flush_draws(&d);
 }
 
 /* The last row of every item that samples or wants logits: how many. */
@@ -206,7 +227,7 @@ static int last_rows(td_engine *e, const td_step_item *items, uint32_t n_items,
 {
     uint32_t n = find_last_rows(e, items, n_items);
     int r = n ? run_logits(e, n) : 0;
-    return r < 0 ? r : draw_all(e, items, n_items, ret_samples, NULL);
+    return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
 }
 
 void td_forward(td_engine *e)
@@ -236,7 +257,7 @@ static int queue_graph(td_engine *e, const td_step_item *items, uint32_t n)
     return td_graph_step(e, n);
 }
 
-int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, uint32_t *ids)
+int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, const td_flight *f)
 {
     lay_out(e, items, n_items);
     int r = queue_graph(e, items, n_items);
@@ -246,7 +267,10 @@ int td_step_queue(td_engine *e, const td_step_item *items, uint32_t n_items, uin
         if (n)
             queue_logits(e, n);
     }
-    return r < 0 ? r : draw_all(e, items, n_items, NULL, ids);
+    if (r < 0)
+        return r;
+    queue_draws(e, items, n_items, f);
+    return 0;
 }
 
 static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sample *ret_samples)
@@ -256,7 +280,7 @@ static int run(td_engine *e, const td_step_item *items, uint32_t n_items, td_sam
     if (r != 0) {
         int f = e->be->finish(e->queue);
         r = r < 0 ? r : f;
-        return r < 0 ? r : draw_all(e, items, n_items, ret_samples, NULL);
+        return r < 0 ? r : draw_all(e, items, n_items, ret_samples);
     }
     td_forward(e);
     r = e->be->finish(e->queue);

@@ -271,8 +271,11 @@ enum { TD_BEHIND_MAX = 2 };
  * a copy to it has read host memory when it returns. */
 typedef struct td_behind_ops {
     /* As sample, without waiting: the id of rows[i] comes to lie at ids[i] in the backend's memory;
-     * rows are not changed. Edits are read before it returns. */
+     * rows are not changed. Edits are read before it returns; one id that they do not count yet may
+     * lie at rows[i].fed in the backend's memory. */
     void (*draw)(td_queue *q, struct td_sample_row *rows, uint32_t n, uint32_t *ids);
+    /* Copy to page-locked memory (transfer.host_alloc); there when the step is waited for. */
+    void (*bring)(td_queue *q, void *host, const void *src, size_t bytes);
     /* What was queued since the last seal, or finish, is one step, that drew n <= max_rows ids at
      * ids. At most TD_BEHIND_MAX are sealed and not waited for. 0, negative errno: not sealed. */
     int (*seal)(td_queue *q, const uint32_t *ids, uint32_t n);

@@ -25,8 +25,10 @@ typedef struct td_sample_row {
     uint64_t random; /* 64 random bits of (seed, position, choice) */
     const td_logit_edit *edits;
     uint32_t n_edits;
-    void *scratch; /* td_sample_scratch_bytes(vocab), 64-byte aligned */
-    uint32_t id;   /* the result */
+    const uint32_t *fed; /* NULL, or for td_behind_ops.draw alone, in the backend's memory: an id
+                          * that was emitted last and that the edits do not count yet */
+    void *scratch;       /* td_sample_scratch_bytes(vocab), 64-byte aligned */
+    uint32_t id;         /* the result */
 } td_sample_row;
 
 size_t td_sample_scratch_bytes(uint32_t vocab);

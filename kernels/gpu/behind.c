@@ -82,6 +82,14 @@ static void draw(td_queue *q, struct td_sample_row *rows, uint32_t n, uint32_t *
     (void)td_gpu_draw(q, rows, n, ids);
 }
 
+static void bring(td_queue *q, void *host, const void *src, size_t bytes)
+{
+    td_gpu *g = td_gpu_device();
+    int r = g->ops->download(g, q->stream, host, src, bytes);
+    if (r < 0)
+        td_gpu_fail(q, r);
+}
+
 /* The error is taken and reset between this step and the next. */
 static int seal(td_queue *q, const uint32_t *ids, uint32_t n)
 {
@@ -117,4 +125,4 @@ static int wait(td_queue *q, uint32_t *ret_ids)
     return r;
 }
 
-const td_behind_ops td_gpu_behind = {.draw = draw, .seal = seal, .wait = wait};
+const td_behind_ops td_gpu_behind = {.draw = draw, .bring = bring, .seal = seal, .wait = wait};

@@ -162,6 +162,7 @@ static void fill_draws(const td_sample_row *rows, uint32_t n, const draw_room *r
                        .top_p_bits = r->top_p < 1.0f ? fraction(r->top_p) : 0,
                        .edits = (const td_logit_edit *)(void *)(dev + edits),
                        .n_edits = r->n_edits,
+                       .fed = r->fed,
                        .id = ids + i,
                        .w = (uint64_t *)(void *)work,
                        .x = (float *)(void *)(work + (r->vocab + 7ul) / 8 * 8 * sizeof(uint64_t))};

@@ -189,6 +189,7 @@ typedef struct td_k_draw {
     uint64_t top_p_bits;    /* top_p as a 63-bit fraction; 0 = off */
     const struct td_logit_edit *edits;
     uint32_t n_edits;
+    const uint32_t *fed; /* NULL, or an id that was emitted once more than the edits say */
     uint32_t *id;
     float *x;    /* [vocab] */
     uint64_t *w; /* [vocab] */

@@ -66,21 +66,40 @@ K_DEV uint64_t sum_before(sample_lds *l, uint64_t v, uint64_t *ret_all)
     return before;
 }
 
-K_DEV void edit_logits(const td_k_draw &r)
+K_DEV void edit_logit(const td_k_draw &r, const td_logit_edit &e)
 {
+    float x = r.x[e.id] + e.bias;
+    if (e.seen && r.repetition_penalty != 1.0f)
+        x = x > 0.0f ? x / r.repetition_penalty : x * r.repetition_penalty;
+    if (e.n_emitted) {
+        x -= (float)e.n_emitted * r.frequency_penalty;
+        x -= r.presence_penalty;
+    }
+    r.x[e.id] = e.banned ? -k_inf() : x;
+}
+
+/* The id that was emitted last may have an edit already; l->digit: it has. */
+K_DEV void edit_logits(sample_lds *l, const td_k_draw &r)
+{
+    uint32_t fed = r.fed ? *r.fed : r.vocab;
     for (uint32_t i = k_tid(); i < r.vocab; i += K_THREADS)
         r.x[i] = r.logits[i];
+    if (k_tid() == 0)
+        l->digit = 0;
     k_sync();
     for (uint32_t i = k_tid(); i < r.n_edits; i += K_THREADS) {
-        const td_logit_edit *e = &r.edits[i];
-        float x = r.x[e->id] + e->bias;
-        if (e->seen && r.repetition_penalty != 1.0f)
-            x = x > 0.0f ? x / r.repetition_penalty : x * r.repetition_penalty;
-        if (e->n_emitted) {
-            x -= (float)e->n_emitted * r.frequency_penalty;
-            x -= r.presence_penalty;
+        td_logit_edit e = r.edits[i];
+        if (e.id == fed) {
+            e.n_emitted++;
+            e.seen = 1;
+            l->digit = 1;
         }
-        r.x[e->id] = e->banned ? -k_inf() : x;
+        edit_logit(r, e);
+    }
+    k_sync();
+    if (k_tid() == 0 && fed < r.vocab && !l->digit) {
+        td_logit_edit e = {fed, 0.0f, 1, 1, 0};
+        edit_logit(r, e);
     }
     k_sync();
 }
@@ -202,11 +221,12 @@ K_KERNEL(sample, td_k_sample)
     td_k_draw r = from;
     r.logits = k_global(from.logits);
     r.edits = k_global(from.edits);
+    r.fed = k_global(from.fed);
     r.id = k_global(from.id);
     r.x = k_global(from.x);
     r.w = k_global(from.w);
     sample_lds *l = k_lds<sample_lds>();
-    edit_logits(r);
+    edit_logits(l, r);
     uint32_t best = greatest(l, r);
     if (r.temperature > 0.0f) {
         float max = r.x[best] / r.temperature;

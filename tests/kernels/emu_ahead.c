@@ -21,28 +21,25 @@ typedef struct request {
 } request;
 
 static const td_logit_bias bias[] = {{7, 1.5f}, {9, -100.0f}};
+#define BIASED .bias = bias, .n_bias = 2
 
 /* Ends by max_tokens, by stop ids, by a dropped stream; joins beside running ones; rows that end a
  * block; all together need more blocks than there are, so that the last one gets freed ones. */
 static const request requests[REQUESTS] = {
-    {5, 0, 9, 0, 0, 0, {.temperature = 1.0f, .seed = 1}},
-    {63, 0, 8, 0, 0, 0, {.temperature = 0.0f}},
+    {5, 0, 9, 0, 0, 0, {.frequency_penalty = 0.5f, .presence_penalty = 4.0f, .logprobs = 1}},
+    {63, 0, 8, 0, 0, 0, {.repetition_penalty = 3.0f, .logprobs = 1, .n_top = 3}},
     {9, 1, 12, 0, 0, 3, {.temperature = 1.3f, .top_p = 0.95f, .seed = 2}},
     {3, 2, 11, 0, 6, 0, {.temperature = 1.0f, .top_k = 20, .seed = 3}},
     {17, 4, 12, 6, 0, 2, {.temperature = 2.0f, .seed = 4}},
     {4, 5, 1, 0, 0, 0, {.temperature = 1.0f, .seed = 5}},
-    {6,
-     5,
-     10,
-     0,
-     0,
-     5,
-     {.temperature = 1.0f, .min_p = 0.01f, .seed = 6, .bias = bias, .n_bias = 2}},
-    {20, 9, 5, 0, 0, 0, {.temperature = 1.0f, .seed = 7}},
+    {6, 5, 10, 0, 0, 5, {.temperature = 1.0f, .min_p = 0.01f, .seed = 6, BIASED}},
+    {20, 9, 5, 0, 0, 0, {.presence_penalty = 2.0f, BIASED, .logprobs = 1}},
 };
 
 typedef struct answer {
     uint32_t n, ids[EMITTED_MAX];
+    float logprobs[EMITTED_MAX];
+    uint32_t tops[EMITTED_MAX];
     td_finish finish;
 } answer;
 
@@ -91,7 +88,8 @@ static void come(server *v, uint32_t i, const answer *unstopped)
                         .stop_ids = &stop,
                         .n_stop_ids = unstopped && r->stop_at};
     spec.sampling.top_p = r->sampling.top_p > 0 ? r->sampling.top_p : 1;
-    spec.sampling.repetition_penalty = 1;
+    if (!(r->sampling.repetition_penalty > 0))
+        spec.sampling.repetition_penalty = 1;
     if (td_seq_new(v->t.engine, &spec, &v->c[i].seq, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(td_seq_reserve(v->c[i].seq, r->n_prompt + r->max_tokens - 1), 0);
@@ -135,6 +133,10 @@ static void take(server *v, const uint32_t *who, uint32_t n, const td_sample *sa
         if (!v->c[i].seq)
             continue;
         assert_true(a->n < EMITTED_MAX);
+        if (requests[i].sampling.logprobs) {
+            a->logprobs[a->n] = samples[k].lp.logprob;
+            a->tops[a->n] = samples[k].lp.n_top ? samples[k].lp.top_ids[0] : 0;
+        }
         a->ids[a->n++] = samples[k].id;
         a->finish = td_seq_append(v->c[i].seq, samples[k].id);
         if (a->finish != TD_FINISH_NONE || a->n == requests[i].cancel)
@@ -286,42 +288,35 @@ static void a_failed_step_ends_what_is_begun(void **state)
     test_close(&t);
 }
 
-/* What needs the host between two steps is refused, and told apart from limits. */
+/* What needs the host is refused, and told apart from limits. */
 static void what_needs_the_host_is_not_begun(void **state)
 {
     test_engine t = open_model("qwen3");
     uint32_t ids[5];
     float logits[VOCAB];
-    td_sample out;
+    td_logprob lp[5];
     test_random_ids(9, VOCAB, ids, 5);
-    const td_sampling kinds[] = {{.logprobs = 1},
-                                 {.frequency_penalty = 0.5f},
-                                 {.presence_penalty = 0.5f},
-                                 {.repetition_penalty = 1.1f},
-                                 {.temperature = 1.0f}};
-    for (int k = 0; k < 5; k++) {
-        td_seq *s = test_seq(&t, ids, 5, 5, kinds[k], 4);
-        td_step_item it = {.seq = s, .n_tokens = 1, .n_samples = 1};
-        assert_int_equal(td_engine_begin(t.engine, &it, 1), -EINVAL); /* no blocks */
-        assert_int_equal(td_seq_reserve(s, 8), 0);
-        td_seq_append(s, test_prefill(&t, s, 5, NULL));
-        int r = td_engine_begin(t.engine, &it, 1);
-        assert_int_equal(r, k == 0 ? -EAGAIN : 0);
-        if (r == 0) {
-            assert_int_equal(td_engine_begin(t.engine, &it, 1), k < 4 ? -EAGAIN : 0);
-            for (uint32_t n = td_engine_begun(t.engine); n > 0; n--) {
-                assert_int_equal(td_engine_end(t.engine, &out), 0);
-                td_seq_append(s, out.id);
-            }
-        }
-        it.want_logits = 1;
-        it.ret_logits = logits;
-        assert_int_equal(td_engine_begin(t.engine, &it, 1), -EAGAIN);
-        it.want_logits = 0;
-        it.n_samples = 2;
-        assert_int_equal(td_engine_begin(t.engine, &it, 1), -EAGAIN);
-        td_seq_free(s);
-    }
+    td_seq *s = test_seq(&t, ids, 5, 5, (td_sampling){0}, 4);
+    td_step_item it = {.seq = s, .n_tokens = 5, .n_samples = 1};
+    assert_int_equal(td_engine_begin(t.engine, &it, 1), -EINVAL); /* no blocks */
+    assert_int_equal(td_seq_reserve(s, 8), 0);
+    it.n_tokens = 6;
+    assert_int_equal(td_engine_begin(t.engine, &it, 1), -EINVAL); /* an id that nobody draws */
+    it.n_tokens = 5;
+    td_step_item refused[] = {it, it, it};
+    refused[0].want_logits = 1;
+    refused[0].ret_logits = logits;
+    refused[1].n_samples = 2;
+    refused[2].ret_prompt_lp = lp;
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(td_engine_begin(t.engine, &refused[i], 1), -EAGAIN);
+    td_sample out;
+    assert_int_equal(td_engine_begin(t.engine, &it, 1), 0);
+    it.n_tokens = 2;
+    assert_int_equal(td_engine_begin(t.engine, &it, 1), -EINVAL); /* one is drawn */
+    assert_int_equal(td_engine_end(t.engine, &out), 0);
+    assert_int_equal(td_seq_computed(s), 5);
+    td_seq_free(s);
     test_close(&t);
 }
 
