@@ -305,7 +305,7 @@ void td_cpu_run(cpu_queue *c, td_pool_fn fn, void *arg, uint32_t n_items, size_t
 uint32_t td_cpu_group(const cpu_queue *c, uint32_t rows, uint32_t panels)
 {
     uint32_t g = rows <= c->kernels->rows ? CPU_PANELS_MAX : CPU_PANELS_MANY;
-    while (c->q.o.n_threads > 1 && g > 1 && panels / g < 2 * c->q.o.n_threads)
+    while (c->q.o.n_threads > 1 && g > 1 && panels / g < 8 * c->q.o.n_threads)
         g /= 2;
     return g;
 }

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A small pool of pinned threads under the lane. Work is cut into items that any thread may take,
- * so a result may depend on its item only. Idle threads spin 20 microseconds, then sleep on a
- * futex. */
+ * so a result may depend on its item only. Each thread goes through its own run of items in order,
+ * then takes the others' from their ends. Idle threads spin 20 microseconds, then sleep on a futex;
+ * the caller, waiting for the last items, 200. Where threads are pinned, one that waits changes
+ * places with one that has work and gets no time on its core. */
 #ifndef TD_KERNELS_REF_POOL_H
 #define TD_KERNELS_REF_POOL_H
 
