@@ -194,6 +194,18 @@ static void experts(lister *l)
     row_parallel(l, "mlp.shared_experts.down_proj", c->hidden, shared, slices);
 }
 
+/* The halves of kv_b as weights.c keeps them: the transposed one of MXFP4 in BF16, FP8 as f32. */
+static void absorbed(lister *l, const part *uk, const part *uv, uint32_t heads)
+{
+    td_weight_format f = format_of(l, uk);
+    td_tune_key key = key_of(l, TD_TUNE_GEMM, uk->n, l->c.nope, TD_W_BF16);
+    key.heads = heads;
+    if (f == TD_W_BF16 || f == TD_W_MXFP4) {
+        add(l, &key, l->ranks == 1);
+        product(l, uv, 1, l->c.kv_lora, heads);
+    }
+}
+
 static void latent_attention(lister *l, int full)
 {
     const td_config *c = &l->c;
@@ -208,10 +220,7 @@ static void latent_attention(lister *l, int full)
          uv = {"self_attn.kv_b_proj", c->v_dims, 0, 0};
     product(l, in, full ? 4 : 2, c->hidden, 1);
     product(l, up, full ? 2 : 1, c->q_lora, 1);
-    if (format_of(l, &uk) == TD_W_BF16) { /* a quantised one is kept as f32 (weights.c) */
-        product(l, &uk, 1, c->nope, heads);
-        product(l, &uv, 1, c->kv_lora, heads);
-    }
+    absorbed(l, &uk, &uv, heads);
     row_parallel(l, "self_attn.o_proj", c->hidden, c->n_heads * c->v_dims,
                  slices_of(l, c->n_heads * c->v_dims));
 }

@@ -439,14 +439,15 @@ static float *decoded(binder *b, const source *s, uint32_t n, uint32_t k)
 }
 
 /* Names of its halves in a packed model. */
-static const char UK[] = "self_attn.kv_b_proj.weight:uk", UV[] = "self_attn.kv_b_proj.weight:uv";
+static const char UK[] = "self_attn.kv_b_proj.weight:wuk", UV[] = "self_attn.kv_b_proj.weight:wuv";
 
-/* Item 0 is the sum, the others are heads. */
+/* Sources of head 0; bytes to the next head's. Item 0 is the sum, the others are heads. */
 typedef struct kv_b_job {
     const td_backend *be;
     const td_config *c;
     const td_layer *l;
     td_weight_src uk, uv;
+    size_t uk_bytes, uv_bytes, uv_scales;
     td_st_tensor *t;
 } kv_b_job;
 
@@ -458,18 +459,68 @@ static void kv_b_item(void *arg, uint32_t item, uint32_t thread)
         sum_up(j->t);
         return;
     }
-    j->be->weight_fill(j->l->w_uk, item, 0, j->c->kv_lora, &j->uk);
-    j->be->weight_fill(j->l->w_uv, item, 0, j->c->v_dims, &j->uv);
+    td_weight_src uk = j->uk, uv = j->uv;
+    uk.base = (const uint8_t *)uk.base + item * j->uk_bytes;
+    uv.base = (const uint8_t *)uv.base + item * j->uv_bytes;
+    if (uv.scales)
+        uv.scales = (const uint8_t *)uv.scales + item * j->uv_scales;
+    j->be->weight_fill(j->l->w_uk, item, 0, j->c->kv_lora, &uk);
+    j->be->weight_fill(j->l->w_uv, item, 0, j->c->v_dims, &uv);
 }
 
-/* kv_b [H * (N + V)][C]: per head N rows of W_UK, then V rows of W_UV. Absorbed: q_lat = W_UK^T
- * q_nope, so W_UK is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. Heads do
- * not align with the blocks of scales, and the transposed one would have them along the wrong
- * axis: quantised values are decoded first and kept as f32. */
-static void kv_b(binder *b, td_layer *l)
+/* kv_b [H * (N + V)][C] as stored. Decoded values, where it is quantised: of the BF16 that MXFP4's
+ * are, or f32. */
+static void kv_b_sources(const td_config *c, const source *s, float *values, kv_b_job *j)
+{
+    size_t rows = c->nope + c->v_dims, unit = td_dtype_bytes(j->uk.dtype);
+    j->uk.n_stride = 1;
+    j->uk.k_stride = c->kv_lora;
+    j->uk.base = values ? (const void *)values : s->t->data;
+    j->uk_bytes = rows * c->kv_lora * unit;
+    j->uv = j->uk;
+    j->uv.n_stride = c->kv_lora;
+    j->uv.k_stride = 1;
+    j->uv.base = (const uint8_t *)j->uk.base + (size_t)c->nope * c->kv_lora * unit;
+    j->uv_bytes = j->uk_bytes;
+    if (s->format != TD_W_MXFP4)
+        return;
+    size_t codes = c->kv_lora / 2, scales = c->kv_lora / TD_MX_GROUP;
+    j->uv = view(s);
+    j->uv.base = (const uint8_t *)j->uv.base + c->nope * codes;
+    j->uv.scales = (const uint8_t *)j->uv.scales + c->nope * scales;
+    j->uv_bytes = rows * codes;
+    j->uv_scales = rows * scales;
+}
+
+/* In place. What MXFP4 can say has at most two digits and an exponent of f32: nothing is lost. */
+static void narrow(float *values, size_t n)
+{
+    uint16_t *out = (uint16_t *)values;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, values + i, 4);
+        uint16_t half = (uint16_t)(u >> 16);
+        memcpy(out + i, &half, 2);
+    }
+}
+
+static void kv_b_tensors(binder *b, td_layer *l, td_weight_format uk, td_weight_format uv)
 {
     const td_config *c = &b->m->config;
     const td_backend *be = b->m->backend;
+    int r = be->weight_new(uk, c->n_heads, c->kv_lora, c->nope, &l->w_uk);
+    l->w_uk = own(b, l->w_uk, r);
+    r = l->w_uk ? be->weight_new(uv, c->n_heads, c->v_dims, c->kv_lora, &l->w_uv) : -ENOMEM;
+    l->w_uv = own(b, l->w_uv, r);
+}
+
+/* Per head kv_b has N rows of W_UK, then V rows of W_UV. Absorbed: q_lat = W_UK^T q_nope, so W_UK
+ * is loaded transposed, [H][C][N]; o = W_UV o_lat, so W_UV is [H][V][C]. Transposed, scales would
+ * lie along the wrong axis, so W_UK is decoded first: MXFP4 to BF16, FP8 to f32. W_UV stays MXFP4,
+ * whose scales belong to rows; blocks of FP8 scales do not align with heads. */
+static void kv_b(binder *b, td_layer *l)
+{
+    const td_config *c = &b->m->config;
     size_t rows = c->nope + c->v_dims;
     if (b->pack) {
         l->w_uk = packed_matrix(b, UK, c->n_heads, c->kv_lora, c->nope);
@@ -480,35 +531,27 @@ static void kv_b(binder *b, td_layer *l)
         find_matrix(b, "self_attn.kv_b_proj.weight", (uint64_t)c->n_heads * rows, c->kv_lora);
     if (!agree(b, &s, TD_WC_ATTENTION) || b->check_only)
         return;
-    td_weight_src uk = {.dtype = (td_dtype)s.t->dtype,
-                        .base = s.t->data,
-                        .slab_stride = rows * c->kv_lora,
-                        .n_stride = 1,
-                        .k_stride = c->kv_lora};
+    td_weight_format uk = s.format, uv = s.format;
     float *values = s.scale ? decoded(b, &s, (uint32_t)(c->n_heads * rows), c->kv_lora) : NULL;
-    if (s.scale) {
-        uk.base = values;
-        uk.dtype = TD_F32;
-        s.format = TD_W_F32;
+    kv_b_job j = {.be = b->m->backend, .c = c, .l = l, .t = s.t};
+    j.uk.dtype = (td_dtype)s.t->dtype;
+    if (values && s.format == TD_W_MXFP4) {
+        narrow(values, c->n_heads * rows * c->kv_lora);
+        j.uk.dtype = TD_BF16;
+        uk = TD_W_BF16;
+    } else if (values) {
+        j.uk.dtype = TD_F32;
+        uk = uv = TD_W_F32;
     }
-    td_weight_src uv = uk;
-    uv.base = (const uint8_t *)uk.base + (size_t)c->nope * c->kv_lora * td_dtype_bytes(uk.dtype);
-    uv.n_stride = c->kv_lora;
-    uv.k_stride = 1;
-    if (!b->failed) {
-        int r = be->weight_new(s.format, c->n_heads, c->kv_lora, c->nope, &l->w_uk);
-        l->w_uk = own(b, l->w_uk, r);
-        r = l->w_uk ? be->weight_new(s.format, c->n_heads, c->v_dims, c->kv_lora, &l->w_uv)
-                    : -ENOMEM;
-        l->w_uv = own(b, l->w_uv, r);
-    }
+    if (!b->failed)
+        kv_b_tensors(b, l, uk, uv);
     if (l->w_uv) {
-        kv_b_job j = {be, c, l, uk, uv, s.t};
+        kv_b_sources(c, &s, values, &j);
         td_pool_run(b->pool, kv_b_item, &j, 1 + c->n_heads);
     }
     free(values);
-    save_matrix(b, UK, l->w_uk, s.format, c->n_heads, c->kv_lora, c->nope);
-    save_matrix(b, UV, l->w_uv, s.format, c->n_heads, c->v_dims, c->kv_lora);
+    save_matrix(b, UK, l->w_uk, uk, c->n_heads, c->kv_lora, c->nope);
+    save_matrix(b, UV, l->w_uv, uv, c->n_heads, c->v_dims, c->kv_lora);
 }
 
 /* mlp.experts.E.<what> for every E, into one tensor of E slabs. */

@@ -18,7 +18,7 @@ static const struct rev {
     const char *op;
     int rev;
 } revs[] = {
-    {"add_norm", 1},  {"attend_gqa", 1},   {"attend_mla", 1},    {"embed", 1},  {"gemm", 1},
+    {"add_norm", 1},  {"attend_gqa", 1},   {"attend_mla", 2},    {"embed", 1},  {"gemm", 1},
     {"gqa_write", 1}, {"index_select", 1}, {"index_write", 1},   {"logits", 1}, {"math", 1},
     {"mla_write", 1}, {"moe", 1},          {"reduce_slices", 1}, {"route", 1},  {"sample", 1},
 };

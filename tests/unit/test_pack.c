@@ -159,8 +159,8 @@ static void what_the_header_says_is_checked(void **state)
     changed("TDPACK01", "TDPACK02", "no packed model");
     changed("\"layout\":\"cpu-panels-2\"", "\"layout\":\"cpu-panels-0\"", "cpu-panels-0");
     changed("\"model.norm.weight\"", "\"model.norn.weight\"", "model.norm.weight");
-    changed("self_attn.kv_b_proj.weight:uv\",\"format\":\"bf16\"",
-            "self_attn.kv_b_proj.weight:uv\",\"format\":\"bf17\"", "impossible entry");
+    changed("self_attn.kv_b_proj.weight:wuv\",\"format\":\"bf16\"",
+            "self_attn.kv_b_proj.weight:wuv\",\"format\":\"bf17\"", "impossible entry");
     changed("lm_head.weight\",\"format\":\"bf16\",\"type\":\"f32\",\"shape\":[1,256,64]",
             "lm_head.weight\",\"format\":\"bf16\",\"type\":\"f32\",\"shape\":[1,256,63]",
             "lm_head.weight has not the shape");
