@@ -11,10 +11,6 @@ enum { TD_PAGES_MIN = 4 << 20 };
 
 /* NULL when out of memory. Only touched pages are resident. */
 void *td_pages_alloc(size_t bytes);
-/* A shared mapping of a file in memory, from its begin; prot as mmap()'s. The kernel gives such a
- * file huge pages where /sys/kernel/mm/transparent_hugepage/shmem_enabled lets it be asked for
- * them. munmap() ends it. NULL, with errno. */
-void *td_pages_map(int fd, size_t bytes, int prot);
 /* bytes as at td_pages_alloc(); p may be NULL. */
 void td_pages_free(void *p, size_t bytes);
 

@@ -10,7 +10,6 @@
 
 #include "base/bug.h"
 #include "base/memory.h"
-#include "base/pages.h"
 #include "base/banned.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -63,10 +62,12 @@ static int map_pool(td_kv_pool *p, td_err *err)
     if (p->fd < 0 || ftruncate(p->fd, (off_t)p->map_bytes) < 0)
         return td_err_set(err, -errno, "KV pool: memfd of %llu bytes: %s; lower --kv-memory",
                           (unsigned long long)p->map_bytes, td_errno_text(errno));
-    p->base = td_pages_map(p->fd, p->map_bytes, PROT_READ | PROT_WRITE);
-    if (!p->base)
+    p->base = mmap(NULL, p->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, p->fd, 0);
+    if (p->base == MAP_FAILED) {
+        p->base = NULL;
         return td_err_set(err, -errno, "KV pool: mapping %llu bytes: %s; lower --kv-memory",
                           (unsigned long long)p->map_bytes, td_errno_text(errno));
+    }
     /* Readers who get the descriptor can neither resize nor write it. Older kernels lack the last
      * seal. */
     if (fcntl(p->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0 &&

@@ -15,7 +15,6 @@
 
 #include "base/arena.h"
 #include "base/bug.h"
-#include "base/pages.h"
 #include "base/rand.h"
 #include "base/secret.h"
 #include "handoff/wire.h"
@@ -149,8 +148,8 @@ static td_shm_refusal map_pool(td_shm_pool *p, const td_wire_pool *w, const int 
         why = check_file(fds[1], WORD_BYTES);
     if (why)
         return why;
-    void *base = td_pages_map(fds[0], w->bytes, PROT_READ);
-    if (!base)
+    void *base = mmap(NULL, w->bytes, PROT_READ, MAP_SHARED, fds[0], 0);
+    if (base == MAP_FAILED)
         return TD_SHM_NO_MEMORY;
     void *word = mmap(NULL, WORD_BYTES, PROT_READ, MAP_SHARED, fds[1], 0);
     if (word == MAP_FAILED) {
