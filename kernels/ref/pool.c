@@ -101,7 +101,7 @@ static void work(td_pool *p, uint32_t thread)
 {
     uint32_t item, n = 0;
     struct member *m = &p->members[thread];
-    atomic_store_explicit(&m->busy, 1, memory_order_relaxed);
+    atomic_store_explicit(&m->busy, 1, memory_order_release);
     while (take_item(p, thread, &item)) {
         p->fn(p->arg, item, thread);
         n++;
@@ -130,11 +130,13 @@ static uint64_t cpu_ns(const struct member *m)
  * waits. */
 static void change_places(td_pool *p, struct member *me, struct member *lost)
 {
-    if (me->core == lost->core || atomic_flag_test_and_set(&p->swapping))
+    if (atomic_flag_test_and_set(&p->swapping))
         return;
     int mine = me->core, theirs = lost->core;
-    set_core(lost, mine);
-    set_core(me, theirs);
+    if (mine != theirs) {
+        set_core(lost, mine);
+        set_core(me, theirs);
+    }
     atomic_flag_clear(&p->swapping);
 }
 
@@ -148,7 +150,7 @@ static struct member *busy_other(td_pool *p, uint32_t thread)
 {
     for (uint32_t i = 1; i < p->n_threads; i++) {
         struct member *m = &p->members[(thread + i) % p->n_threads];
-        if (atomic_load_explicit(&m->busy, memory_order_relaxed))
+        if (atomic_load_explicit(&m->busy, memory_order_acquire))
             return m;
     }
     return NULL;
@@ -202,6 +204,25 @@ static void *worker_main(void *arg)
     }
 }
 
+static void take_core(td_pool *p, struct member *m, int core)
+{
+    if (p->pinned && pthread_getcpuclockid(m->thread, &m->clock) == 0)
+        set_core(m, core);
+}
+
+/* Whoever runs the pool now is its first thread: one opens it, another may work with it. */
+static void take_seat(td_pool *p)
+{
+    struct member *m = &p->members[0];
+    if (pthread_equal(m->thread, pthread_self()))
+        return;
+    while (atomic_flag_test_and_set(&p->swapping))
+        __builtin_ia32_pause();
+    m->thread = pthread_self();
+    take_core(p, m, m->core);
+    atomic_flag_clear(&p->swapping);
+}
+
 static int start(td_pool *p, const int *cores, uint32_t n_cores)
 {
     p->pinned = cores && n_cores;
@@ -214,8 +235,8 @@ static int start(td_pool *p, const int *cores, uint32_t n_cores)
         if (r)
             return -r;
         m->started = i > 0;
-        if (p->pinned && pthread_getcpuclockid(m->thread, &m->clock) == 0)
-            set_core(m, cores[i % n_cores]);
+        if (p->pinned)
+            take_core(p, m, cores[i % n_cores]);
     }
     return 0;
 }
@@ -305,6 +326,7 @@ void td_pool_run(td_pool *p, td_pool_fn fn, void *arg, uint32_t n_items)
     }
     if (n_items == 0)
         return;
+    take_seat(p);
     p->fn = fn;
     p->arg = arg;
     atomic_store_explicit(&p->done, 0, memory_order_relaxed);

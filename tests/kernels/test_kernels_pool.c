@@ -2,6 +2,7 @@
 /* Guards the thread pool: every item runs exactly once and is finished when the call returns, also
  * for late sleepers, single items, none, and after long idling; a thread that lost its core to a
  * stranger holds nobody up for long. */
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -101,29 +102,81 @@ static void lost_item(void *arg, uint32_t i, uint32_t thread)
     atomic_store(&j->core[thread], core_of_this_thread());
 }
 
+static int places_change(td_pool *p, uint32_t loses)
+{
+    for (int tries = 0; tries < 100; tries++) {
+        lost_job j = {.loses = loses, .core = {-1, -1}};
+        int before = core_of_this_thread();
+        td_pool_run(p, lost_item, &j, 2);
+        if (core_of_this_thread() != before)
+            return 1;
+    }
+    return 0;
+}
+
 /* A thread that others wait for, and that does not run, gets the core of one that waits: the caller
  * and the others alike. */
 static void who_waits_gives_its_core(void **state)
 {
-    int cores[2], before = 0, changed = 0;
+    int cores[2];
     cpu_set_t all;
     assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
     if (!two_cores(cores))
         skip();
     td_pool *p = NULL;
     assert_int_equal(td_pool_open(2, cores, 2, &p), 0);
-    for (uint32_t loses = 0; loses < 2; loses++, changed = 0) {
-        for (int tries = 0; tries < 100 && !changed; tries++) {
-            lost_job j = {.loses = loses, .core = {-1, -1}};
-            before = core_of_this_thread();
-            td_pool_run(p, lost_item, &j, 2);
-            changed = core_of_this_thread() != before;
-            for (int i = 0; i < 2; i++)
-                assert_true(j.core[i] == -1 || j.core[i] == cores[0] || j.core[i] == cores[1]);
-        }
-        assert_true(changed);
-    }
+    for (uint32_t loses = 0; loses < 2; loses++)
+        assert_true(places_change(p, loses));
     td_pool_close(p);
+    sched_setaffinity(0, sizeof all, &all);
+}
+
+enum { ROUNDS = 40 };
+
+typedef struct heir {
+    td_pool *pool;
+    pthread_t opener;
+    int core, moved; /* of the opener; how often it was found elsewhere */
+} heir;
+
+/* The first thread's take long, but run: nobody needs another's place. */
+static void long_item(void *arg, uint32_t i, uint32_t thread)
+{
+    heir *h = arg;
+    for (int k = 0; thread == 0 && k < 200; k++) {
+        cpu_set_t set;
+        assert_int_equal(pthread_getaffinity_np(h->opener, sizeof set, &set), 0);
+        h->moved += !CPU_ISSET((size_t)h->core, &set);
+        for (volatile int n = 0; n < 10000; n++)
+            ;
+    }
+}
+
+static void *inherit(void *arg)
+{
+    heir *h = arg;
+    for (int round = 0; round < ROUNDS; round++)
+        td_pool_run(h->pool, long_item, h, 2);
+    return NULL;
+}
+
+/* The thread that opens a pool need not be the one that works with it: one that rests after opening
+ * is not taken for one that lost its core, again and again. */
+static void another_thread_takes_over(void **state)
+{
+    heir h = {.opener = pthread_self()};
+    int cores[2];
+    cpu_set_t all;
+    pthread_t t;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    if (!two_cores(cores))
+        skip();
+    assert_int_equal(td_pool_open(2, cores, 2, &h.pool), 0);
+    h.core = cores[0];
+    assert_int_equal(pthread_create(&t, NULL, inherit, &h), 0);
+    pthread_join(t, NULL);
+    assert_int_equal(h.moved, 0);
+    td_pool_close(h.pool);
     sched_setaffinity(0, sizeof all, &all);
 }
 
@@ -131,6 +184,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_item_runs_once),
                                        cmocka_unit_test(who_waits_gives_its_core),
+                                       cmocka_unit_test(another_thread_takes_over),
                                        cmocka_unit_test(pinning_to_a_granted_core_works)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
