@@ -215,54 +215,46 @@ td_tensor *td_bind_own(td_binder *b, td_tensor *w, int code)
     return w;
 }
 
-/* The packed model's next tensor under prefix + name, as a weight of its own. */
-td_tensor *td_bind_packed(td_binder *b, const char *name, uint32_t slabs, uint32_t n, uint32_t k)
+/* The packed model's next tensor under prefix + name. 1, or 0 after an error. */
+static int take_packed(td_binder *b, const char *name, td_pack_entry *ret_entry)
 {
     char full[2 * TD_BIND_NAME];
-    td_pack_entry e;
-    td_tensor *w = NULL;
     td_err err = {0};
     snprintf(full, sizeof full, "%s%s", b->prefix, name);
-    if (b->failed)
-        return NULL;
-    if (td_pack_take(b->pack, full, &e, &err) < 0) {
+    if (!b->failed && td_pack_take(b->pack, full, ret_entry, &err) < 0)
         td_bind_fail(b, -EINVAL, "%s", err.text);
+    return !b->failed;
+}
+
+static td_tensor *refuse_packed(td_binder *b, const char *name)
+{
+    td_bind_fail(b, -EINVAL,
+                 "packed tensor %s%s has not the shape of config.json; write it again with tandem "
+                 "pack",
+                 b->prefix, name);
+    return NULL;
+}
+
+td_tensor *td_bind_packed(td_binder *b, const char *name, uint32_t slabs, uint32_t n, uint32_t k)
+{
+    td_pack_entry e;
+    td_tensor *w = NULL;
+    if (!take_packed(b, name, &e))
         return NULL;
-    }
     int r = e.is_vector || e.slabs != slabs || e.n != n || e.k != k
                 ? -EINVAL
                 : b->m->backend->weight_map(e.format, slabs, n, k, e.bytes, e.n_bytes, &w);
-    if (r == -EINVAL) {
-        td_bind_fail(
-            b, r,
-            "packed tensor %s has not the shape of config.json; write it again with tandem "
-            "pack",
-            full);
-        return NULL;
-    }
-    return td_bind_own(b, w, r);
+    return r == -EINVAL ? refuse_packed(b, name) : td_bind_own(b, w, r);
 }
 
 static td_tensor *packed_vector(td_binder *b, const char *name, uint32_t n)
 {
-    char full[2 * TD_BIND_NAME];
     td_pack_entry e;
     td_tensor *w = NULL;
-    td_err err = {0};
-    snprintf(full, sizeof full, "%s%s", b->prefix, name);
-    if (b->failed)
+    if (!take_packed(b, name, &e))
         return NULL;
-    if (td_pack_take(b->pack, full, &e, &err) < 0) {
-        td_bind_fail(b, -EINVAL, "%s", err.text);
-        return NULL;
-    }
-    if (!e.is_vector || e.n != n) {
-        td_bind_fail(b, -EINVAL,
-                     "packed tensor %s has not the shape of config.json; write it again with "
-                     "tandem pack",
-                     full);
-        return NULL;
-    }
+    if (!e.is_vector || e.n != n)
+        return refuse_packed(b, name);
     td_weight_src src = {.dtype = e.type, .base = e.bytes, .n_stride = 1, .k_stride = 1};
     int r = b->m->backend->vector_new(n, &src, &w); /* before w is read as an argument */
     return td_bind_own(b, w, r) ? w : NULL;
