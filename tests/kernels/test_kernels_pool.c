@@ -91,20 +91,25 @@ static int core_of_this_thread(void)
 
 typedef struct lost_job {
     uint32_t loses; /* the thread whose item makes no progress */
-    atomic_int core[2];
+    atomic_int began, core[2];
 } lost_job;
 
 static void lost_item(void *arg, uint32_t i, uint32_t thread)
 {
     lost_job *j = arg;
-    if (thread == j->loses)
-        usleep(5000); /* as if a stranger had its core: no CPU time passes */
+    if (thread == j->loses) {
+        atomic_store(&j->began, 1);
+        usleep(10000); /* as if a stranger had its core: no CPU time passes */
+    }
+    /* a second thread that is slow to wake shall have an item all the same */
+    for (int k = 0; thread == 0 && k < 1000 && !atomic_load(&j->began); k++)
+        usleep(100);
     atomic_store(&j->core[thread], core_of_this_thread());
 }
 
 static int places_change(td_pool *p, uint32_t loses)
 {
-    for (int tries = 0; tries < 100; tries++) {
+    for (int tries = 0; tries < 200; tries++) {
         lost_job j = {.loses = loses, .core = {-1, -1}};
         int before = core_of_this_thread();
         td_pool_run(p, lost_item, &j, 2);
